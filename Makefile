@@ -1,0 +1,70 @@
+# `make demo` to try it, `make test` before a commit, `make help` for the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --python $(BIN)/python
+
+IMAGES ?=
+LABELS ?=
+LABEL_STUDIO_PORT ?= 8080
+BACKEND_PORT ?= 9090
+RUN_DIR ?= .run
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo web worker connect doctor test lint bench lock compose-test clean
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed  ## everything the service needs, into .venv
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is $$($(PYTHON) -V); Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(UV) -r requirements.txt
+	@touch $@
+
+dev: $(VENV)/.installed-dev  ## the above, and what tests need
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(UV) -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+demo: install  ## Redis, Label Studio, web and worker with a project of IMAGES=folder; Ctrl-C stops them
+	@exec $(BIN)/python -m backend demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS)") \
+	  --label-studio-port $(LABEL_STUDIO_PORT) --backend-port $(BACKEND_PORT) --run-dir "$(RUN_DIR)"
+
+web worker doctor: install  ## one part for an existing Label Studio, with settings from .env
+	@exec $(BIN)/python -m backend $(if $(wildcard .env),--env-file .env) $@
+
+connect: install  ## attach to a project of an existing Label Studio: make connect PROJECT=3
+	@exec $(BIN)/python -m backend $(if $(wildcard .env),--env-file .env) connect $(PROJECT)
+
+lint: dev  ## ruff, mypy, and the floors of the layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: dev  ## every test; what this machine lacks is skipped with the reason
+	$(BIN)/python -m pytest $(TESTS)
+
+compose-test: dev  ## docker-compose.yml brought up for real (ENGINE=docker or a compatible engine)
+	$(BIN)/python tests/compose/run.py
+
+bench: dev  ## every benchmark; results in benchmarks/results
+	$(BIN)/python -m benchmarks
+
+CUDA := $(addprefix --no-emit-package ,cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
+  nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
+  nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 \
+  nvidia-nvtx triton)
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header
+
+lock: install  ## compile the requirement files anew; torch pins its CUDA packages itself, so they are left to it
+	$(COMPILE) $(CUDA) pyproject.toml -o requirements.txt
+	$(COMPILE) $(CUDA) pyproject.toml --extra dev -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) requirements-label-studio.in -o requirements-label-studio.txt
+
+clean:  ## remove what the demo and the tests keep (not the virtual environments)
+	rm -rf .run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

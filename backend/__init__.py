@@ -1,0 +1,1 @@
+"""Active-learning backend for Label Studio."""

@@ -1,0 +1,347 @@
+"""Redis and rq: requests for work, the work in flight, and nothing that could not be lost.
+
+A request marker says that a job for a project is queued and not yet begun. The job deletes it as its first act, so an
+event before that is covered by what the job reads afterwards, and an event after it makes one follow-up job. A marker
+whose job vanished (a worker killed before its first act, Redis emptied) expires by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from backend.errors import LockLostError, RedisUnavailableError
+from backend.schema import Progress, Task
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from redis.lock import Lock
+
+logger = logging.getLogger(__name__)
+
+RETRAIN_QUEUE = "active-learning-retrain"
+EMBED_QUEUE = "active-learning-embed"
+QUEUES = (RETRAIN_QUEUE, EMBED_QUEUE)
+"""In order of urgency: a worker takes from the first that holds a job."""
+
+MARKER_TTL_S = 30
+"""How long a request marker outlives a job that vanished; a job queued for longer may get a harmless second one."""
+
+LOCK_TTL_S = 15.0
+"""How long a killed worker's lock keeps others out of its project; a living one renews it three times as often."""
+
+JOB_TIMEOUT_S = 1800
+RESULT_TTL_S = 3600
+FAILURE_TTL_S = 86_400
+
+_PREFIX = "active-learning"
+
+Training = Literal["idle", "queued", "running"]
+
+
+@dataclass(frozen=True)
+class RetrainRequest:
+    """What a retrain job has to answer: all requests up to `ticket`; `forced`: even if nothing is new."""
+
+    ticket: int
+    forced: bool
+
+
+class Jobs:
+    """The job queue of all projects. Methods raise RedisUnavailableError when Redis does not answer."""
+
+    def __init__(self, redis_url: str) -> None:
+        self.redis_url = redis_url
+
+    @cached_property
+    def redis(self) -> Redis:
+        """The connection pool; connects on first use."""
+        from redis import Redis
+
+        client: Redis = Redis.from_url(
+            self.redis_url, socket_connect_timeout=3, socket_timeout=10, health_check_interval=30
+        )
+        return client
+
+    def ping(self) -> None:
+        """Raises RedisUnavailableError unless Redis answers."""
+        with self._translated():
+            self.redis.ping()
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def request_retrain(self, project_id: int, *, forced: bool = False, renew: bool = False) -> tuple[int, str]:
+        """Asks for a retrain; requests that come together share one job. (ticket, job id).
+
+        `forced`: make a new version even when labels and pool are as before. `renew`: queue a job even though a
+        marker stands, for a start after a crash.
+        """
+        with self._translated():
+            if forced:
+                self.redis.set(_key(project_id, "forced"), 1)
+            ticket = int(self.redis.incr(_key(project_id, "requested")))
+            job_id = self._enqueue_once(project_id, "retrain", RETRAIN_QUEUE, renew=renew)
+            return ticket, job_id
+
+    def request_embedding(self, project_id: int, *, renew: bool = False) -> str:
+        """Asks that the embeddings be brought up to date with the project's tasks; the job's id."""
+        with self._translated():
+            return self._enqueue_once(project_id, "plan_embedding", EMBED_QUEUE, renew=renew)
+
+    def request_reconciliation(self, project_id: int) -> str:
+        """Asks that the project be compared with Label Studio; the job's id."""
+        with self._translated():
+            return self._enqueue_once(project_id, "reconcile", EMBED_QUEUE)
+
+    def request_pruning(self, project_id: int) -> str:
+        """Asks that old versions and their predictions be deleted when nothing more urgent is to do; the job's id."""
+        with self._translated():
+            return self._enqueue_once(project_id, "prune", EMBED_QUEUE)
+
+    def enqueue_batch(self, project_id: int, bucket: int, tasks: Sequence[Task]) -> None:
+        """Queues the embedding of some tasks; `bucket` names the batch for `queued_buckets`."""
+        with self._translated():
+            arguments = [[task.id, task.image] for task in tasks]
+            job_id = f"embed-{project_id}-{bucket}-{uuid4().hex[:8]}"
+            self._enqueue("embed_batch", EMBED_QUEUE, job_id, project_id, arguments)
+
+    def queued_buckets(self, project_id: int) -> set[int]:
+        """Buckets of this project whose batch still waits in the queue."""
+        with self._translated():
+            prefix = f"embed-{project_id}-"
+            ids = self._queue(EMBED_QUEUE).get_job_ids()
+            return {int(job_id.split("-")[2]) for job_id in ids if job_id.startswith(prefix)}
+
+    def begin(self, project_id: int, work: str) -> None:
+        """First act of any job made by a request: from here on a new request makes a new job."""
+        with self._translated():
+            self.redis.delete(_key(project_id, f"marker:{work}"))
+
+    def begin_retrain(self, project_id: int) -> RetrainRequest:
+        """First act of a retrain job, before anything is read from Label Studio."""
+        self.begin(project_id, "retrain")
+        with self._translated():
+            forced = self.redis.getdel(_key(project_id, "forced")) is not None
+            return RetrainRequest(int(self.redis.get(_key(project_id, "requested")) or 0), forced)
+
+    def answer_retrain(self, project_id: int, ticket: int) -> None:
+        """All requests up to `ticket` are in the published version."""
+        with self._translated():
+            self.redis.set(_key(project_id, "answered"), ticket)
+
+    def wait_for_retrain(self, project_id: int, ticket: int, timeout_s: float) -> bool:
+        """Whether the request was answered within `timeout_s`; looks every 10 ms."""
+        deadline = time.monotonic() + timeout_s
+        with self._translated():
+            while int(self.redis.get(_key(project_id, "answered")) or 0) < ticket:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(0.01)
+            return True
+
+    # -- one at a time --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def project_lock(self, project_id: int, wait_s: float = 60.0) -> Iterator[ProjectLock]:
+        """Keeps other workers from publishing for the project; renewed while held, gone soon after a crash.
+
+        Raises LockLostError when another worker holds it for longer than `wait_s`.
+        """
+        with self._translated():
+            lock = self.redis.lock(
+                _key(project_id, "lock"), timeout=LOCK_TTL_S, blocking_timeout=wait_s, sleep=0.02, thread_local=False
+            )
+            if not lock.acquire():
+                raise LockLostError(f"project {project_id} stayed locked by another worker for {wait_s:g} s")
+        stop = threading.Event()
+        renewal = threading.Thread(target=_renew, args=(lock, stop), name=f"lock-{project_id}", daemon=True)
+        renewal.start()
+        try:
+            yield ProjectLock(project_id, lock)
+        finally:
+            stop.set()
+            renewal.join()
+            _release(lock)
+
+    # -- what is going on -----------------------------------------------------------------------------------------
+
+    def training(self, project_id: int) -> Training:
+        """Whether a retrain of the project runs or waits."""
+        with self._translated():
+            if self.redis.exists(_key(project_id, "lock")):
+                return "running"
+            return "queued" if self.redis.exists(_key(project_id, "marker:retrain")) else "idle"
+
+    def job_status(self, job_id: str) -> dict[str, Any] | None:
+        """State and times of a job in Label Studio's words; None when it is gone."""
+        from rq.exceptions import NoSuchJobError
+        from rq.job import Job
+
+        with self._translated():
+            try:
+                job = Job.fetch(job_id, connection=self.redis, serializer=_serializer())
+            except NoSuchJobError:
+                return None
+            times = {name: getattr(job, name) for name in ("created_at", "enqueued_at", "started_at", "ended_at")}
+            shown = {name: moment.isoformat() if moment else None for name, moment in times.items()}
+            failed = job.get_status(refresh=False) == "failed"
+            error = "the job failed; the worker's log says why" if failed else None
+            return {"job_status": str(job.get_status(refresh=False).value), "error": error, **shown}
+
+    def queue_depths(self) -> dict[str, int]:
+        """Jobs waiting, by queue."""
+        with self._translated():
+            return {name: len(self._queue(name)) for name in QUEUES}
+
+    def n_workers(self) -> int:
+        """Workers alive and listening."""
+        from rq.worker import BaseWorker
+
+        with self._translated():
+            return int(BaseWorker.count(queue=self._queue(RETRAIN_QUEUE)))
+
+    def set_progress(self, project_id: int, progress: Progress) -> None:
+        """Starts anew the count of images embedded."""
+        with self._translated():
+            self.redis.hset(_key(project_id, "progress"), mapping={"done": progress.done, "total": progress.total})
+
+    def advance_progress(self, project_id: int, n_images: int) -> None:
+        """Counts some more images as embedded."""
+        with self._translated():
+            self.redis.hincrby(_key(project_id, "progress"), "done", n_images)
+
+    def progress(self, project_id: int) -> Progress | None:
+        """How far embedding is; None before the first plan."""
+        with self._translated():
+            raw = self.redis.hgetall(_key(project_id, "progress"))
+            if not raw:
+                return None
+            total = int(raw[b"total"])
+            return Progress(min(int(raw[b"done"]), total), total)
+
+    def set_note(self, project_id: int, name: str, text: str | None) -> None:
+        """Keeps a short text about the project (the last error, a mark of what was seen); None deletes it."""
+        with self._translated():
+            if text is None:
+                self.redis.delete(_key(project_id, f"note:{name}"))
+            else:
+                self.redis.set(_key(project_id, f"note:{name}"), text[:2000])
+
+    def note(self, project_id: int, name: str) -> str | None:
+        """A text kept with `set_note`."""
+        with self._translated():
+            raw = self.redis.get(_key(project_id, f"note:{name}"))
+            return _decoded(raw) if raw is not None else None
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Adds to a counter shown by /metrics."""
+        with self._translated():
+            self.redis.hincrby(f"{_PREFIX}:counters", name, n)
+
+    def counters(self) -> dict[str, int]:
+        """All counters."""
+        with self._translated():
+            return {_decoded(key): int(value) for key, value in self.redis.hgetall(f"{_PREFIX}:counters").items()}
+
+    # -- rq -------------------------------------------------------------------------------------------------------
+
+    def queues(self) -> list[Any]:
+        """The rq queues a worker listens to, most urgent first."""
+        return [self._queue(name) for name in QUEUES]
+
+    def _queue(self, name: str) -> Any:
+        from rq import Queue
+
+        return Queue(name, connection=self.redis, serializer=_serializer(), default_timeout=JOB_TIMEOUT_S)
+
+    def _enqueue_once(self, project_id: int, work: str, queue: str, *, renew: bool = False) -> str:
+        marker = _key(project_id, f"marker:{work}")
+        job_id = f"{work}-{project_id}-{uuid4().hex[:12]}"
+        if renew:
+            self.redis.set(marker, job_id, ex=MARKER_TTL_S)
+        elif not self.redis.set(marker, job_id, nx=True, ex=MARKER_TTL_S):
+            standing = self.redis.get(marker)
+            if standing is not None:
+                return _decoded(standing)
+            self.redis.set(marker, job_id, ex=MARKER_TTL_S)
+        self._enqueue(work, queue, job_id, project_id)
+        return job_id
+
+    def _enqueue(self, work: str, queue: str, job_id: str, *arguments: Any) -> None:
+        self._queue(queue).enqueue_call(
+            f"backend.worker.{work}",
+            args=arguments,
+            job_id=job_id,
+            result_ttl=RESULT_TTL_S,
+            failure_ttl=FAILURE_TTL_S,
+            timeout=JOB_TIMEOUT_S,
+        )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        from redis.exceptions import RedisError
+
+        try:
+            yield
+        except RedisError as exc:
+            raise RedisUnavailableError(
+                f"Redis does not answer at {_without_password(self.redis_url)} ({exc}); start it or set REDIS_URL"
+            ) from exc
+
+
+class ProjectLock:
+    """A held project lock."""
+
+    def __init__(self, project_id: int, lock: Lock) -> None:
+        self._project_id = project_id
+        self._lock = lock
+
+    def check(self) -> None:
+        """Raises LockLostError if the lock is no longer ours: another worker may have published since."""
+        if not self._lock.owned():
+            raise LockLostError(f"the lock of project {self._project_id} was lost; another worker took over")
+
+
+def _renew(lock: Lock, stop: threading.Event) -> None:
+    from redis.exceptions import RedisError
+
+    while not stop.wait(LOCK_TTL_S / 3):
+        try:
+            lock.reacquire()
+        except RedisError as exc:
+            logger.warning("lock not renewed: %s", exc)
+
+
+def _release(lock: Lock) -> None:
+    from redis.exceptions import RedisError
+
+    try:
+        lock.release()
+    except RedisError as exc:  # it expires by itself
+        logger.warning("lock not released: %s", exc)
+
+
+def _key(project_id: int, name: str) -> str:
+    return f"{_PREFIX}:{project_id}:{name}"
+
+
+def _decoded(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+
+
+def _serializer() -> Any:
+    from rq.serializers import JSONSerializer
+
+    return JSONSerializer
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

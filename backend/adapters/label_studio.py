@@ -1,0 +1,373 @@
+"""Label Studio, through label-studio-sdk: the only module that knows its routes.
+
+The SDK gives transport, authentication (legacy and personal access tokens) and retries. Bulk reads and writes go
+through its transport without its response models, which cost more than the request at thousands of rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnreachableError,
+    ProjectNotFoundError,
+)
+from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Task
+
+if TYPE_CHECKING:
+    from label_studio_sdk import LabelStudio
+
+TASKS_PER_PAGE = 1000
+"""Tasks per request when a project is listed: about a second of Label Studio's time."""
+
+REQUEST_TIMEOUT_S = 60.0
+"""Longest wait for one answer; listing a page of a large project on SQLite takes seconds."""
+
+UNCERTAINTY_SAMPLING = "Uncertainty sampling"
+"""The value of `project.sampling` that orders the queue by prediction score."""
+
+WEBHOOK_ACTIONS = (
+    "ANNOTATION_CREATED",
+    "ANNOTATIONS_CREATED",
+    "ANNOTATION_UPDATED",
+    "ANNOTATIONS_DELETED",
+    "TASKS_CREATED",
+    "TASKS_DELETED",
+    "PROJECT_UPDATED",
+)
+"""The actions that change what the model should know; listening to all would cost a round trip per PATCH of ours."""
+
+_ANNOTATED = {
+    "filters": {
+        "conjunction": "or",
+        "items": [
+            {"filter": f"filter:tasks:{column}", "operator": "greater", "type": "Number", "value": 0}
+            for column in ("total_annotations", "cancelled_annotations")
+        ],
+    }
+}
+
+# `include` names the fields of tasks and of the annotations inside them alike (data_manager/serializers.py).
+_ANNOTATION_FIELDS = "id,data,annotations,result,was_cancelled,ground_truth,updated_at"
+
+
+class LabelStudioClient:
+    """One Label Studio, seen with one token."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url.rstrip("/")
+        self._token = token
+
+    # -- who and what ---------------------------------------------------------------------------------------------
+
+    def whoami(self) -> Mapping[str, Any]:
+        """The user the token belongs to. Raises LabelStudioAuthError or LabelStudioUnreachableError."""
+        answer: Mapping[str, Any] = self._call("GET", "api/current-user/whoami")
+        return answer
+
+    def server_version(self) -> str:
+        """Label Studio's release, such as '1.23.2'."""
+        answer = self._call("GET", "api/version")
+        return str(answer.get("release") or answer.get("label-studio-os-package", {}).get("version") or "unknown")
+
+    def token_kind(self) -> str:
+        """'personal access token' or 'legacy token', told from the token's form."""
+        return "personal access token" if self._token.count(".") == 2 else "legacy token"
+
+    def auth_headers(self) -> dict[str, str]:
+        """The Authorization header for a plain request to this Label Studio; refreshes a personal token's session."""
+        try:
+            headers = self._sdk._client_wrapper.get_headers()
+        except Exception as exc:
+            raise self._translate(exc, "GET", "api/token/refresh") from exc
+        return {"Authorization": headers["Authorization"]}
+
+    # -- projects -------------------------------------------------------------------------------------------------
+
+    def project(self, project_id: int) -> Project:
+        """The project's settings. Raises ProjectNotFoundError."""
+        return _project(self._call("GET", f"api/projects/{project_id}/"))
+
+    def projects(self) -> list[Project]:
+        """All projects the token may see."""
+        found: list[Project] = []
+        page = 1
+        while True:
+            answer = self._call("GET", "api/projects/", params={"page": page, "page_size": 100})
+            found.extend(_project(raw) for raw in answer["results"])
+            if len(found) >= answer["count"] or not answer["results"]:
+                return found
+            page += 1
+
+    def create_project(self, title: str, label_config: str) -> Project:
+        """A new project; the title needs three characters."""
+        return _project(self._call("POST", "api/projects/", body={"title": title, "label_config": label_config}))
+
+    def update_project(self, project_id: int, **changes: Any) -> None:
+        """Changes settings of the project by Label Studio's own names."""
+        self._call("PATCH", f"api/projects/{project_id}/", body=changes)
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    def tasks(self, project_id: int, image_field: str) -> list[Task]:
+        """All tasks with the reference to their image, unresolved as it stands in the data."""
+        params = {"include": "id,data", "fields": "task_only"}
+        return [_task(raw, image_field) for raw in self._pages(project_id, params)]
+
+    def annotated_tasks(self, project_id: int, image_field: str) -> list[AnnotatedTask]:
+        """All tasks with at least one submitted or skipped annotation, with these annotations (no drafts)."""
+        params = {"include": _ANNOTATION_FIELDS, "fields": "all", "query": json.dumps(_ANNOTATED)}
+        return [
+            AnnotatedTask(_task(raw, image_field), [_annotation(item) for item in raw.get("annotations", [])])
+            for raw in self._pages(project_id, params)
+        ]
+
+    def change_mark(self, project_id: int) -> str:
+        """A text that changes whenever a task or annotation is added, changed or deleted (seen to: 1.23.2).
+
+        Two small requests, however large the project; predictions do not change it.
+        """
+        project = self._call("GET", f"api/projects/{project_id}/")
+        latest = self._call(
+            "GET",
+            "api/tasks/",
+            params={
+                "project": project_id,
+                "page_size": 1,
+                "fields": "task_only",
+                "include": "id,updated_at",
+                "query": json.dumps({"ordering": ["-tasks:updated_at"]}),
+            },
+        )
+        names = ("task_number", "total_annotations_number", "skipped_annotations_number")
+        return json.dumps([[project.get(name) for name in names], latest["tasks"]])
+
+    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None:
+        """Adds tasks, each `{"data": {field: reference}}`."""
+        self._call("POST", f"api/projects/{project_id}/import", body=list(tasks), params={"return_task_ids": "false"})
+
+    def _pages(self, project_id: int, params: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+        page = 1
+        seen = 0
+        while True:
+            answer = self._call(
+                "GET",
+                "api/tasks/",
+                params={
+                    "project": project_id,
+                    "page": page,
+                    "page_size": TASKS_PER_PAGE,
+                    "resolve_uri": "false",
+                    **params,
+                },
+            )
+            yield from answer["tasks"]
+            seen += len(answer["tasks"])
+            if not answer["tasks"] or seen >= answer["total"]:
+                return
+            page += 1
+
+    # -- predictions and the queue --------------------------------------------------------------------------------
+
+    def push_predictions(self, project_id: int, version: str, entries: Sequence[QueueEntry]) -> None:
+        """Adds one prediction per entry under `version`; never twice, for Label Studio would average the scores."""
+        predictions = [
+            {
+                "task": entry.task_id,
+                "result": list(entry.result),
+                "score": entry.queue_score,
+                "model_version": version,
+            }
+            for entry in entries
+        ]
+        self._call("POST", f"api/projects/{project_id}/import/predictions", body=predictions, retries=0)
+
+    def activate_version(self, project_id: int, version: str) -> None:
+        """Makes Label Studio order its queue by this version's scores; refused unless predictions of it exist."""
+        self._call("PATCH", f"api/projects/{project_id}/", body={"model_version": version})
+
+    def prediction_counts(self, project_id: int) -> dict[str, int]:
+        """Model version → number of predictions Label Studio holds of it."""
+        answer = self._call("GET", f"api/projects/{project_id}/model-versions/")
+        return {str(version): int(count) for version, count in answer.items() if version is not None}
+
+    def delete_predictions(self, project_id: int, version: str) -> None:
+        """Deletes all predictions of one version, about 8 ms each."""
+        self._call("DELETE", f"api/projects/{project_id}/model-versions/", body={"model_version": version})
+
+    # -- connection -----------------------------------------------------------------------------------------------
+
+    def backends(self, project_id: int) -> list[Mapping[str, Any]]:
+        """The ML backends connected to the project; Label Studio asks each for its health before it answers."""
+        answer: list[Mapping[str, Any]] = self._call("GET", "api/ml/", params={"project": project_id})
+        return answer
+
+    def save_backend(self, project_id: int, backend_id: int | None, **values: Any) -> None:
+        """Creates (backend_id None) or changes an ML backend; Label Studio calls its /health and /setup first."""
+        body = {"project": project_id, **values}
+        if backend_id is None:
+            self._call("POST", "api/ml/", body=body)
+        else:
+            self._call("PATCH", f"api/ml/{backend_id}", body=body)
+
+    def delete_backend(self, backend_id: int) -> None:
+        """Disconnects an ML backend; its webhook stays."""
+        self._call("DELETE", f"api/ml/{backend_id}")
+
+    def webhooks(self, project_id: int) -> list[Mapping[str, Any]]:
+        """The project's webhooks."""
+        answer: list[Mapping[str, Any]] = self._call("GET", "api/webhooks/", params={"project": project_id})
+        return [item for item in answer if item.get("project") == project_id]
+
+    def save_webhook(self, project_id: int, webhook_id: int | None, **values: Any) -> None:
+        """Creates (webhook_id None) or changes a webhook."""
+        if webhook_id is None:
+            self._call("POST", "api/webhooks/", body={"project": project_id, **values})
+        else:
+            self._call("PATCH", f"api/webhooks/{webhook_id}/", body=values)
+
+    def delete_webhook(self, webhook_id: int) -> None:
+        """Deletes a webhook."""
+        self._call("DELETE", f"api/webhooks/{webhook_id}/")
+
+    def save_local_storage(self, project_id: int, title: str, path: str, regex_filter: str) -> int:
+        """A local-files source storage of the project for `path`, created unless it is there; its id."""
+        for storage in self._call("GET", "api/storages/localfiles/", params={"project": project_id}):
+            if storage["path"] == path:
+                return int(storage["id"])
+        body = {
+            "project": project_id,
+            "title": title,
+            "path": path,
+            "regex_filter": regex_filter,
+            "use_blob_urls": True,
+            "recursive_scan": True,
+        }
+        return int(self._call("POST", "api/storages/localfiles/", body=body)["id"])
+
+    # -- transport ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _sdk(self) -> LabelStudio:
+        from label_studio_sdk import LabelStudio
+
+        if not self._token:
+            raise LabelStudioAuthError(
+                "LABEL_STUDIO_TOKEN is empty; copy a token from Label Studio (Account & Settings) and set it"
+            )
+        try:
+            return LabelStudio(base_url=self.url, api_key=self._token, timeout=REQUEST_TIMEOUT_S)
+        except Exception as exc:  # the SDK refuses an expired personal token here
+            raise self._translate(exc, "GET", "") from exc
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        retries: int = 2,
+    ) -> Any:
+        sdk = self._sdk
+        try:
+            response = sdk._client_wrapper.httpx_client.request(
+                path,
+                method=method,
+                params=dict(params) if params else None,
+                json=body,
+                request_options={"max_retries": retries},
+            )
+        except Exception as exc:
+            raise self._translate(exc, method, path) from exc
+        if response.status_code >= 400:
+            raise self._refusal(response.status_code, response.text, method, path)
+        if not response.content:
+            return None
+        try:
+            return response.json()
+        except ValueError as exc:
+            raise LabelStudioError(
+                f"{method} {self.url}/{path} answered with something that is not JSON "
+                f"({response.text[:80]!r}); check that LABEL_STUDIO_URL is Label Studio's own address"
+            ) from exc
+
+    def _refusal(self, status: int, text: str, method: str, path: str) -> LabelStudioError:
+        detail = _detail(text)
+        if status in (401, 403):
+            hint = "it is wrong, or revoked, or of a kind switched off in Label Studio"
+            if self.token_kind() == "legacy token":
+                hint += " (legacy tokens are off by default: Organization → API tokens settings)"
+            return LabelStudioAuthError(
+                f"Label Studio at {self.url} refused LABEL_STUDIO_TOKEN, a {self.token_kind()} "
+                f"(status {status}, {detail}): {hint}; set a token from Account & Settings",
+                status=status,
+            )
+        if status == 404 and path.startswith("api/projects/"):
+            number = path.split("/")[2]
+            return ProjectNotFoundError(
+                f"Label Studio at {self.url} has no project {number} that this token may see; "
+                "the number is in the project's address in the browser",
+                status=status,
+            )
+        return LabelStudioError(f"{method} {self.url}/{path} answered {status}: {detail}", status=status)
+
+    def _translate(self, exc: Exception, method: str, path: str) -> LabelStudioError:
+        if isinstance(exc, LabelStudioError):
+            return exc
+        status = getattr(exc, "status_code", None)
+        if isinstance(status, int):
+            return self._refusal(status, json.dumps(getattr(exc, "body", None)), method, path)
+        return LabelStudioUnreachableError(
+            f"Label Studio does not answer at {self.url} ({type(exc).__name__}: {exc}); "
+            "start it, or set LABEL_STUDIO_URL to where this service reaches it"
+        )
+
+
+def _project(raw: Mapping[str, Any]) -> Project:
+    return Project(
+        id=int(raw["id"]),
+        title=str(raw.get("title") or ""),
+        created_at=str(raw.get("created_at") or ""),
+        label_config=str(raw.get("label_config") or ""),
+        model_version=str(raw.get("model_version") or ""),
+        sampling=str(raw.get("sampling") or ""),
+        show_collab_predictions=bool(raw.get("show_collab_predictions")),
+    )
+
+
+def _task(raw: Mapping[str, Any], image_field: str) -> Task:
+    data = raw.get("data")
+    reference = data.get(image_field) if isinstance(data, Mapping) else None
+    return Task(int(raw["id"]), reference if isinstance(reference, str) else None)
+
+
+def _annotation(raw: Mapping[str, Any]) -> Annotation:
+    result = raw.get("result")
+    return Annotation(
+        id=int(raw["id"]),
+        result=[region for region in result if isinstance(region, Mapping)] if isinstance(result, list) else [],
+        was_cancelled=bool(raw.get("was_cancelled")),
+        ground_truth=bool(raw.get("ground_truth")),
+        updated_at=str(raw.get("updated_at") or ""),
+    )
+
+
+def _detail(text: str) -> str:
+    """The human part of an error body: `detail`, the validation errors, or the start of the text."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return " ".join(text.split())[:200] or "no explanation"
+    if isinstance(body, Mapping):
+        errors = body.get("validation_errors")
+        if errors:
+            return json.dumps(errors, ensure_ascii=False)[:600]
+        if body.get("detail"):
+            return str(body["detail"])[:300]
+    return json.dumps(body, ensure_ascii=False)[:300]

@@ -1,0 +1,219 @@
+"""The data folder: known projects, immutable model versions, and which of them is published.
+
+    <directory>/<project id>/project.json                     which Label Studio project this is
+    <directory>/<project id>/embeddings/                      kept by the embedding store
+    <directory>/<project id>/versions/<version>/record.json   what the version was made from and what it is worth
+    <directory>/<project id>/versions/<version>/head.safetensors
+    <directory>/<project id>/published.json                   the version that is served
+
+Every file is written beside its place and renamed, so a reader sees the old or the new one and never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from backend.errors import VersionNotFoundError
+from backend.learning.head import Head
+from backend.schema import VersionRecord
+
+logger = logging.getLogger(__name__)
+
+_VERSION = re.compile(r"v(\d{4,})-\d+labels-\d{8}T\d{6}Z")
+
+
+def is_own_version(name: str) -> bool:
+    """Whether a model version found in Label Studio was named by this service."""
+    return _VERSION.fullmatch(name) is not None
+
+
+class Registry:
+    """All projects this service knows, below one folder; safe for several processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    # -- projects -------------------------------------------------------------------------------------------------
+
+    def project_directory(self, project_id: int) -> Path:
+        """The project's folder, made if needed."""
+        folder = self._directory / str(int(project_id))
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def known_projects(self) -> list[int]:
+        """Ids of all projects that were connected or set up."""
+        found = self._directory.glob("*/project.json")
+        return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+
+    def register(self, project_id: int, created: int, label_config: str) -> bool:
+        """Makes the project known; True if it was not, or is another one, or has another labeling config.
+
+        `created` is the project's creation time in whole seconds. Label Studio gives ids anew when its database is:
+        a folder that belongs to an earlier project of the same id is moved aside.
+        """
+        known = self.project_facts(project_id)
+        facts = {"created": created, "label_config": label_config}
+        if known == facts:
+            return False
+        if known is not None and known.get("created") != created:
+            self.forget(project_id)
+        _write_json(self.project_directory(project_id) / "project.json", facts)
+        return True
+
+    def project_facts(self, project_id: int) -> Mapping[str, Any] | None:
+        """`created` and `label_config` as last registered; None for an unknown project."""
+        return _read_json(self._directory / str(int(project_id)) / "project.json")
+
+    def keep_image_failures(self, project_id: int, failures: Mapping[int, str]) -> None:
+        """Keeps why some tasks' images are left out, for the status; the embedding store holds the truth."""
+        path = self.project_directory(project_id) / "image_failures.json"
+        content = {str(task_id): reason for task_id, reason in sorted(failures.items())}
+        if content != (_read_json(path) or {}):
+            _write_json(path, content)
+
+    def image_failures(self, project_id: int) -> dict[str, str]:
+        """Task id (as text, for JSON) → why its image is left out."""
+        return dict(_read_json(self._directory / str(int(project_id)) / "image_failures.json") or {})
+
+    def forget(self, project_id: int) -> None:
+        """Moves everything kept for the project aside, so that nothing of it is served or trained on again."""
+        folder = self._directory / str(int(project_id))
+        if folder.exists():
+            aside = folder.with_name(f"{folder.name}.gone-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:6]}")
+            folder.rename(aside)
+            logger.warning("moved project=%d aside to=%s", project_id, aside.name)
+
+    # -- versions -------------------------------------------------------------------------------------------------
+
+    def new_version(self, project_id: int, n_labels: int, now: datetime) -> str:
+        """A version name never used before in this project: number, labels it knows, time."""
+        numbers = [_number(path.name) for path in self._versions_directory(project_id).iterdir()]
+        published = self.published(project_id)
+        if published is not None:
+            numbers.append(_number(published))
+        number = max(numbers, default=0) + 1
+        return f"v{number:04d}-{n_labels}labels-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+
+    def save(self, record: VersionRecord, head: Head | None) -> None:
+        """Stores a version for good; a version is never changed once it is there."""
+        from safetensors.numpy import save_file
+
+        versions = self._versions_directory(record.project_id)
+        beside = versions / f".{record.version}.{uuid4().hex[:8]}"
+        beside.mkdir()
+        try:
+            if head is not None:
+                tensors = {"weights": np.ascontiguousarray(head.weights), "bias": np.ascontiguousarray(head.bias)}
+                save_file(tensors, beside / "head.safetensors")
+            _write_json(beside / "record.json", record.to_json())
+            beside.rename(versions / record.version)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+    def versions(self, project_id: int) -> list[str]:
+        """All kept versions, newest first."""
+        names = [path.name for path in self._versions_directory(project_id).iterdir() if is_own_version(path.name)]
+        return sorted(names, key=_number, reverse=True)
+
+    def record(self, project_id: int, version: str) -> VersionRecord:
+        """The version's record. Raises VersionNotFoundError."""
+        raw = _read_json(self._version_directory(project_id, version) / "record.json")
+        if raw is None:
+            raise VersionNotFoundError(f"project {project_id} keeps no version {version!r}")
+        return VersionRecord.from_json(raw)
+
+    def head(self, record: VersionRecord) -> Head | None:
+        """The version's head; None for a version made before two classes were known. Raises VersionNotFoundError."""
+        from safetensors.numpy import load_file
+
+        if record.kind == "seed":
+            return None
+        path = self._version_directory(record.project_id, record.version) / "head.safetensors"
+        try:
+            tensors = load_file(path)
+        except Exception as exc:  # safetensors raises its own type for damaged files, OSError for missing ones
+            raise VersionNotFoundError(
+                f"the head of version {record.version} cannot be read from {path}: {exc}"
+            ) from exc
+        return Head(tuple(record.classes), tensors["weights"], tensors["bias"], float(record.strength or 0.0))
+
+    def publish(self, project_id: int, version: str) -> None:
+        """Makes this the version that is served, by every process, from its next request on."""
+        _write_json(self.project_directory(project_id) / "published.json", {"version": version})
+
+    def published(self, project_id: int) -> str | None:
+        """The version that is served; None before the first. One small read: cheap enough for every request."""
+        facts = _read_json(self._directory / str(int(project_id)) / "published.json")
+        return str(facts["version"]) if facts else None
+
+    def published_record(self, project_id: int) -> VersionRecord | None:
+        """The record of the published version; None before the first, or when its files are damaged."""
+        version = self.published(project_id)
+        if version is None:
+            return None
+        try:
+            return self.record(project_id, version)
+        except VersionNotFoundError as exc:
+            logger.error("published version unreadable project=%d version=%s: %s", project_id, version, exc)
+            return None
+
+    def prune(self, project_id: int, keep: int) -> list[str]:
+        """Deletes all but the newest `keep` versions; the published one always stays. The names deleted."""
+        published = self.published(project_id)
+        stale = [version for version in self.versions(project_id)[keep:] if version != published]
+        for version in stale:
+            shutil.rmtree(self._version_directory(project_id, version), ignore_errors=True)
+        return stale
+
+    def _versions_directory(self, project_id: int) -> Path:
+        folder = self.project_directory(project_id) / "versions"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _version_directory(self, project_id: int, version: str) -> Path:
+        if not is_own_version(version):
+            raise VersionNotFoundError(f"{version!r} is not the name of a version of this service")
+        return self._directory / str(int(project_id)) / "versions" / version
+
+
+def _number(version: str) -> int:
+    match = _VERSION.match(version.lstrip("."))
+    return int(match.group(1)) if match else 0
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream, ensure_ascii=False, allow_nan=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _read_json(path: Path) -> Mapping[str, Any] | None:
+    """The JSON object in a file; None when there is no such file or it is not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as exc:
+        logger.error("cannot read path=%s: %s", path, exc)
+        return None
+    return content if isinstance(content, dict) else None

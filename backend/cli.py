@@ -1,0 +1,180 @@
+"""The command line: each command is parse → one call → print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from backend.config import Settings, describe_settings
+from backend.errors import BackendError
+
+app = typer.Typer(
+    name="python -m backend",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Active learning for Label Studio: the next image shown is the one that teaches the model most.",
+    epilog="Settings are environment variables (or lines of a file named with --env-file): "
+    "`python -m backend settings` lists them.",
+)
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    env_file: Annotated[Path | None, typer.Option(help="File with settings, one NAME=value per line.")] = None,
+) -> None:
+    context.obj = env_file
+
+
+@app.command()
+def web(context: typer.Context) -> None:
+    """Run the web service that Label Studio talks to (gunicorn)."""
+    from backend.services import Services
+    from backend.web import serve
+
+    settings = _settings(context)
+    serve(Services(settings))
+
+
+@app.command()
+def worker(context: typer.Context) -> None:
+    """Run the worker that embeds, trains and fills the queue; several may run."""
+    from backend.services import Services
+    from backend.worker import run_worker
+
+    run_worker(Services(_settings(context)))
+
+
+@app.command()
+def connect(context: typer.Context, project: Annotated[int, typer.Argument(help="Label Studio's project id.")]) -> None:
+    """Attach this service to a Label Studio project; safe to run again."""
+    from backend.services import Services
+
+    connection = Services(_settings(context, quiet=True)).connector.connect(project)
+    typer.echo(f"connected to project {connection.project_id}, {connection.title!r}")
+    for step in connection.steps:
+        typer.echo(f"  {step}")
+
+
+@app.command()
+def doctor(
+    context: typer.Context,
+    project: Annotated[list[int] | None, typer.Argument(help="Projects to check; default: all connected ones.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per check.")] = False,
+) -> None:
+    """Check every link in both directions and name the cure of each failure; exit code 1 if one is broken."""
+    from backend.services import Services
+
+    n_broken = 0
+    for check in Services(_settings(context, quiet=True)).doctor.examine(project or None):
+        n_broken += not check.ok
+        if as_json:
+            typer.echo(json.dumps(check.__dict__, ensure_ascii=False))
+            continue
+        sign = "FAIL" if not check.ok else "warn" if check.warning else "ok  "
+        typer.echo(f"{sign}  {check.name}: {check.found}")
+        if check.cure:
+            typer.echo(f"      → {check.cure}")
+    if n_broken:
+        typer.echo(f"{n_broken} broken", err=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(context: typer.Context, project: Annotated[int, typer.Argument(help="Project id.")]) -> None:
+    """Print a project's status as JSON."""
+    from backend.services import Services
+
+    typer.echo(json.dumps(Services(_settings(context, quiet=True)).status.project(project), indent=2))
+
+
+@app.command()
+def settings(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
+) -> None:
+    """List all settings with default and meaning."""
+    for name, default, description in describe_settings():
+        if as_markdown:
+            typer.echo(f"| `{name}` | {f'`{default}`' if default else ''} | {description} |")
+        else:
+            typer.echo(f"{name:<24} {default:<28} {description}")
+
+
+@app.command("banned-subnets")
+def banned_subnets(
+    context: typer.Context,
+    allow: Annotated[
+        list[str] | None, typer.Argument(help="Networks to allow; default: the address of BACKEND_URL.")
+    ] = None,
+) -> None:
+    """Print the USER_ADDITIONAL_BANNED_SUBNETS that lets Label Studio call this backend and no other private address."""
+    from backend.addresses import forbidden_except
+
+    if not allow:
+        host = urlsplit(_settings(context, quiet=True).backend_url).hostname or ""
+        try:
+            allow = [socket.gethostbyname(host)]
+        except OSError as exc:
+            raise BackendError(f"{host!r} of BACKEND_URL cannot be resolved here; name its network yourself") from exc
+    try:
+        typer.echo(",".join(forbidden_except(*allow)))
+    except ValueError as exc:
+        raise BackendError(f"{exc}; expected a network such as 172.20.0.0/24") from exc
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    images: Annotated[Path | None, typer.Option(help="Folder of images; class folders name the labels.")] = None,
+    labels: Annotated[str, typer.Option(help="Labels, separated by commas; default: the class folders.")] = "",
+    label_studio_port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    backend_port: Annotated[int, typer.Option(min=1, max=65535)] = 9090,
+    run_dir: Annotated[Path, typer.Option(help="Folder for everything the demo keeps.")] = Path(".run"),
+) -> None:
+    """Start Redis, Label Studio, web service and worker with a project of your images; Ctrl-C stops them all."""
+    from backend.demo import Demo, DemoOptions
+
+    options = DemoOptions(
+        images=images,
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        label_studio_port=label_studio_port,
+        backend_port=backend_port,
+        run_dir=run_dir.absolute(),
+    )
+    Demo(options, env_file=context.obj).run()
+
+
+def main() -> None:
+    """Entry point: errors are one sentence and a non-zero exit code."""
+    try:
+        app()
+    except BackendError as exc:
+        typer.echo(f"error: {exc}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _settings(context: typer.Context, *, quiet: bool = False) -> Settings:
+    settings = Settings.from_environment(context.obj)
+    configure_logging("WARNING" if quiet else settings.log_level)
+    return settings
+
+
+def configure_logging(level: str) -> None:
+    """One line per event on standard error, times in UTC; libraries only speak from WARNING on."""
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level="WARNING", handlers=[handler], force=True)
+    logging.getLogger("backend").setLevel(level)

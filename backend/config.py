@@ -1,0 +1,174 @@
+"""Settings: read once from a mapping, all mistakes reported together, secrets never shown.
+
+This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from backend.errors import SettingsError
+
+ACQUISITIONS = ("margin", "least_confidence", "entropy")
+
+
+def _text(raw: str) -> str:
+    return raw
+
+
+def _path(raw: str) -> Path:
+    return Path(raw).expanduser()
+
+
+def _address(raw: str) -> str:
+    if not raw.startswith(("http://", "https://")) or len(raw.split("://", 1)[1]) == 0:
+        raise ValueError("an address such as http://127.0.0.1:8080")
+    return raw.rstrip("/")
+
+
+def _redis_address(raw: str) -> str:
+    if not raw.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("an address such as redis://127.0.0.1:6379/0")
+    return raw
+
+
+def _whole(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        bound = f"a whole number of at least {minimum}" + (f" and at most {maximum}" if maximum is not None else "")
+        try:
+            value = int(raw)
+        except ValueError:
+            raise ValueError(bound) from None
+        if value < minimum or (maximum is not None and value > maximum):
+            raise ValueError(bound)
+        return value
+
+    return parse
+
+
+def _seconds(minimum: float) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        bound = f"a number of seconds of at least {minimum:g}"
+        try:
+            value = float(raw)
+        except ValueError:
+            raise ValueError(bound) from None
+        if not minimum <= value < float("inf"):
+            raise ValueError(bound)
+        return value
+
+    return parse
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw not in names:
+            raise ValueError("one of " + ", ".join(names))
+        return raw
+
+    return parse
+
+
+def _switch(raw: str) -> bool:
+    if raw.lower() in ("1", "true", "yes", "on"):
+        return True
+    if raw.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("true or false")
+
+
+def _setting(parse: Callable[[str], Any], default: Any, description: str, *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"parse": parse, "description": description})
+
+
+# ruff: noqa: RUF009 - `_setting` is a spelling of dataclasses.field
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every setting, with the environment variable of the same name in capitals."""
+
+    label_studio_url: str = _setting(_address, "http://127.0.0.1:8080", "where this service reaches Label Studio")
+    label_studio_token: str = _setting(
+        _text, "", "Label Studio access token: a personal access token or a legacy token", secret=True
+    )
+    backend_url: str = _setting(_address, "http://127.0.0.1:9090", "where Label Studio reaches this service")
+    backend_user: str = _setting(_text, "label-studio", "Basic auth user that Label Studio and people log in with")
+    backend_password: str = _setting(_text, "", "Basic auth password; empty switches authentication off", secret=True)
+    webhook_secret: str = _setting(
+        _text, "", "secret header of the webhook; empty: derived from BACKEND_PASSWORD", secret=True
+    )
+    bind: str = _setting(_text, "127.0.0.1:9090", "address and port the web service listens on")
+    web_workers: int = _setting(_whole(1, 64), 2, "web processes")
+    web_threads: int = _setting(_whole(1, 256), 8, "threads of each web process")
+    redis_url: str = _setting(_redis_address, "redis://127.0.0.1:6379/0", "Redis or Valkey, for the job queue")
+    data_dir: Path = _setting(_path, Path("data"), "folder for embeddings and model versions")
+    backbone: str = _setting(_text, "mobilenet_v2", "torchvision classification model whose features are used")
+    backbone_weights: Path | None = _setting(_path, None, "weights file for BACKBONE; empty: torchvision's download")
+    acquisition: str = _setting(_choice(*ACQUISITIONS), "margin", "uncertainty measure: " + ", ".join(ACQUISITIONS))
+    seed_size: int = _setting(_whole(1, 10_000), 30, "images of the first batch, chosen before there is any model")
+    window_size: int = _setting(_whole(1, 10_000), 30, "tasks that carry the newest version's queue score at any time")
+    publish_wait_s: float = _setting(
+        _seconds(0), 0.4, "longest wait of a webhook answer for the version with its label; 0: never wait"
+    )
+    reconcile_interval_s: float = _setting(_seconds(1), 60.0, "pause between comparisons with Label Studio")
+    keep_versions: int = _setting(_whole(1), 20, "model versions kept on disk")
+    embed_batch_size: int = _setting(_whole(1, 4096), 64, "images per embedding job")
+    image_timeout_s: float = _setting(_seconds(0.1), 10.0, "longest wait for one image")
+    max_image_bytes: int = _setting(_whole(1024), 64 * 2**20, "largest image file read")
+    max_image_pixels: int = _setting(_whole(64), 100_000_000, "largest image decoded, width × height")
+    max_request_bytes: int = _setting(_whole(1024), 32 * 2**20, "largest request body accepted")
+    random_state: int = _setting(_whole(0, 2**31 - 1), 0, "seed of everything random; recorded with every version")
+    log_level: str = _setting(_choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "least severe line logged")
+    allow_weights_download: bool = _setting(_switch, True, "let torchvision download BACKBONE's weights")
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, str]) -> Settings:
+        """Settings from names in capitals; empty values count as absent.
+
+        Raises SettingsError that lists every malformed value at once, without showing secrets.
+        """
+        values: dict[str, Any] = {}
+        mistakes: list[str] = []
+        for item in fields(cls):
+            raw = mapping.get(item.name.upper(), "").strip()
+            if not raw:
+                continue
+            try:
+                values[item.name] = item.metadata["parse"](raw)
+            except ValueError as expected:
+                shown = repr(raw) if item.repr else "the value given"
+                mistakes.append(f"{item.name.upper()}: {shown} is not {expected}")
+        if mistakes:
+            raise SettingsError("settings are wrong; correct them and start again:\n  " + "\n  ".join(mistakes))
+        return cls(**values)
+
+    @classmethod
+    def from_environment(cls, env_file: Path | None = None) -> Settings:
+        """Settings from the process environment, which wins, and from a file of NAME=value lines."""
+        if env_file is None:
+            return cls.from_mapping(os.environ)
+        if not env_file.is_file():
+            raise SettingsError(f"there is no settings file {env_file}")
+        from dotenv import dotenv_values
+
+        lines = {name: value for name, value in dotenv_values(env_file).items() if value is not None}
+        return cls.from_mapping({**lines, **{name: value for name, value in os.environ.items() if value.strip()}})
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """(NAME, default, description) of every setting, for the README and `--help`."""
+    return [(item.name.upper(), _shown_default(item), item.metadata["description"]) for item in fields(Settings)]
+
+
+def _shown_default(item: Field[Any]) -> str:
+    if item.default is MISSING or item.default is None or item.default == "":
+        return ""
+    return str(item.default)
+
+
+def process_environment(**overrides: str) -> dict[str, str]:
+    """A copy of the process environment for a child process, with some names set anew."""
+    return {**os.environ, **overrides}

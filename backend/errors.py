@@ -1,0 +1,70 @@
+"""The exception tree: every error a person may meet, with what came, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class BackendError(Exception):
+    """Base of all errors this package raises on purpose; its message is a sentence for a person."""
+
+
+class SettingsError(BackendError):
+    """One or more settings are missing or malformed; the message lists all of them."""
+
+
+class BadRequestError(BackendError):
+    """A request to the web service cannot be understood; the message says what was expected."""
+
+
+class LabelingConfigError(BackendError):
+    """The labeling config is not one this service can learn from."""
+
+
+class LabelStudioError(BackendError):
+    """Label Studio answered with an error."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class LabelStudioUnreachableError(LabelStudioError):
+    """Label Studio did not answer at all."""
+
+
+class LabelStudioAuthError(LabelStudioError):
+    """Label Studio refused the token."""
+
+
+class ProjectNotFoundError(LabelStudioError):
+    """The project does not exist in Label Studio, or the token may not see it."""
+
+
+class RedisUnavailableError(BackendError):
+    """Redis did not answer."""
+
+
+class LockLostError(BackendError):
+    """The project's lock expired or was taken while a job still worked under it."""
+
+
+class ImageError(BackendError):
+    """One task's image cannot be used.
+
+    `transient` tells a failure that may pass (a timeout, a server error) from one that will not (a broken file).
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class BackboneError(BackendError):
+    """The backbone or its weights file cannot be used."""
+
+
+class SelectionError(BackendError):
+    """A selection was asked for with impossible input (NaN embeddings, a budget above the pool, …)."""
+
+
+class VersionNotFoundError(BackendError):
+    """No such model version is kept for this project."""

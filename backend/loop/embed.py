@@ -1,0 +1,157 @@
+"""Keep one embedding per task: plan what is missing, embed it in batches, forget what is gone."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from backend.adapters.backbones import Backbone
+from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore, EmbeddingTable, ImageFailure
+from backend.adapters.images import ImageLoader
+from backend.adapters.jobs import Jobs
+from backend.adapters.label_studio import LabelStudioClient
+from backend.adapters.registry import Registry
+from backend.choices import parse_labeling_config
+from backend.errors import ImageError
+from backend.loop.projects import register_project
+from backend.schema import Progress, Task
+
+logger = logging.getLogger(__name__)
+
+N_FETCHERS = 8
+"""Images fetched and decoded at once; fetching waits for Label Studio, decoding releases the interpreter lock."""
+
+
+class Embedder:
+    """Embeds the tasks of all projects with one backbone."""
+
+    def __init__(
+        self,
+        *,
+        label_studio: LabelStudioClient,
+        images: ImageLoader,
+        load_backbone: Callable[[], Backbone],
+        jobs: Jobs,
+        registry: Registry,
+        batch_size: int,
+    ) -> None:
+        self._label_studio = label_studio
+        self._images = images
+        self._load_backbone = load_backbone
+        self._jobs = jobs
+        self._registry = registry
+        self._batch_size = batch_size
+        self._stores: dict[Path, EmbeddingStore] = {}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded once per process."""
+        return self._load_backbone()
+
+    def table(self, project_id: int, fingerprint: str | None = None, dim: int | None = None) -> EmbeddingTable:
+        """All embeddings of the project, of the current backbone unless another fingerprint and dim are named."""
+        return self._store(project_id, fingerprint, dim).read()
+
+    def plan(self, project_id: int) -> int:
+        """Compares the store with the project's tasks, queues batches of what is missing; the number missing.
+
+        Tasks that are gone, or show another image than the one embedded, lose their embedding. When nothing is
+        missing any more a retrain is requested, for the pool may have changed.
+        """
+        self._jobs.begin(project_id, "plan_embedding")
+        project = self._label_studio.project(project_id)
+        config = parse_labeling_config(project.label_config)
+        register_project(self._registry, project)
+        tasks = self._label_studio.tasks(project_id, config.image_field)
+        store = self._store(project_id)
+        task_ids = {task.id for task in tasks}
+        gone = [task_id for task_id in store.read().references if task_id not in task_ids]
+        if gone:
+            store.remove(gone)
+        table = store.read()
+        missing = missing_tasks(table, tasks)
+        self._registry.keep_image_failures(
+            project_id, {task_id: failure.reason for task_id, failure in table.failures.items()}
+        )
+        self._jobs.set_progress(project_id, Progress(len(tasks) - len(missing), len(tasks)))
+        if not missing:
+            self._jobs.request_retrain(project_id)
+            return 0
+        queued = self._jobs.queued_buckets(project_id)
+        buckets: dict[int, list[Task]] = defaultdict(list)
+        for task in missing:
+            buckets[task.id // self._batch_size].append(task)
+        for bucket, batch in sorted(buckets.items()):
+            if bucket not in queued:
+                self._jobs.enqueue_batch(project_id, bucket, batch)
+        logger.info(
+            "embedding planned project=%d tasks=%d missing=%d gone=%d", project_id, len(tasks), len(missing), len(gone)
+        )
+        return len(missing)
+
+    def embed_batch(self, project_id: int, tasks: Sequence[Task]) -> None:
+        """Embeds what is still missing of a planned batch; the last batch of a plan asks for the next plan."""
+        self.embed_now(project_id, tasks)
+        self._jobs.advance_progress(project_id, len(tasks))
+        if not self._jobs.queued_buckets(project_id):
+            self._jobs.request_embedding(project_id)
+
+    def embed_now(self, project_id: int, tasks: Sequence[Task]) -> None:
+        """Embeds the tasks that have no embedding yet, here and now; a broken image is kept as a failure."""
+        started = time.monotonic()
+        store = self._store(project_id)
+        missing = missing_tasks(store.read(), tasks)
+        if not missing:
+            return
+        with ThreadPoolExecutor(max_workers=N_FETCHERS, thread_name_prefix="fetch") as pool:
+            loaded = list(pool.map(self._load, missing))
+        good = [(task, image) for task, image in zip(missing, loaded, strict=True) if not isinstance(image, ImageError)]
+        embeddings = self.backbone.embed([image for _, image in good]) if good else []
+        rows = [
+            EmbeddingRow(task.id, task.image or "", embedding=embedding)
+            for (task, _), embedding in zip(good, embeddings, strict=True)
+        ]
+        for task, failure in zip(missing, loaded, strict=True):
+            if isinstance(failure, ImageError):
+                logger.warning("image left out project=%d task=%d: %s", project_id, task.id, failure)
+                rows.append(
+                    EmbeddingRow(task.id, task.image or "", failure=ImageFailure(str(failure), failure.transient))
+                )
+        store.upsert(rows)
+        took = time.monotonic() - started
+        n_failed = len(missing) - len(good)
+        logger.info(
+            "embedded project=%d images=%d failed=%d took=%.1fs (%.0f/s)",
+            project_id, len(missing), n_failed, took, len(missing) / max(took, 1e-6),
+        )  # fmt: skip
+
+    def forget(self, project_id: int, task_ids: Sequence[int]) -> None:
+        """Deletes the embeddings and failures of some tasks."""
+        self._store(project_id).remove(task_ids)
+
+    def _load(self, task: Task) -> object:
+        if task.image is None:
+            return ImageError(f"task {task.id} has no text in the field that the labeling config shows as image")
+        try:
+            return self._images.load(task.image, task_id=task.id)
+        except ImageError as exc:
+            return exc
+
+    def _store(self, project_id: int, fingerprint: str | None = None, dim: int | None = None) -> EmbeddingStore:
+        if fingerprint is None or dim is None:
+            fingerprint, dim = self.backbone.fingerprint, self.backbone.dim
+        folder = self._registry.project_directory(project_id) / "embeddings"
+        key = folder / fingerprint
+        if key not in self._stores:
+            self._stores[key] = EmbeddingStore(folder, fingerprint, dim)
+        return self._stores[key]
+
+
+def missing_tasks(table: EmbeddingTable, tasks: Sequence[Task]) -> list[Task]:
+    """Those tasks that have neither embedding nor failure in the table, or one of another image."""
+    outdated = set(table.outdated({task.id: task.image or "" for task in tasks}))
+    return [task for task in tasks if task.id in outdated]

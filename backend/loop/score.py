@@ -1,0 +1,145 @@
+"""From embeddings to predictions: the same code answers /predict and fills the queue."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.adapters.registry import Registry
+from backend.choices import ChoicesConfig, parse_labeling_config, prediction_result
+from backend.errors import BackendError
+from backend.learning.acquisition import ACQUISITION_FUNCTIONS, queue_score
+from backend.learning.head import Head
+from backend.loop.embed import Embedder, missing_tasks
+from backend.loop.queue import SEED_STEP, seed_queue_score
+from backend.schema import UNTRAINED, Task, VersionRecord
+
+logger = logging.getLogger(__name__)
+
+EMBED_IN_REQUEST = 32
+"""Unknown images embedded inside one /predict request, about two seconds on two cores; the rest are queued."""
+
+LAST = 1.0
+"""Queue score of a task that nothing can be said about: label it last. (No score at all would come first.)"""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions for some embeddings: class probabilities (N, C) and queue scores (N,), 0 = label first."""
+
+    classes: Sequence[str]
+    probabilities: NDArray[np.floating[Any]]
+    queue_scores: NDArray[np.floating[Any]]
+
+    def result(self, config: ChoicesConfig, row: int) -> list[dict[str, Any]]:
+        """Label Studio's `result` for one row."""
+        return prediction_result(config, dict(zip(self.classes, self.probabilities[row].tolist(), strict=True)))
+
+
+def score(head: Head, embeddings: NDArray[np.floating[Any]], acquisition: str) -> Scores:
+    """Scores of embeddings (N, D) under a head; `acquisition` is a name of ACQUISITION_FUNCTIONS.
+
+    Model scores stay above all seed scores, so that a seed batch is finished first.
+    """
+    probabilities = head.predict_proba(embeddings)
+    utilities = ACQUISITION_FUNCTIONS[acquisition](probabilities)
+    floor = SEED_STEP * 10_000
+    return Scores(head.classes, probabilities, np.maximum(queue_score(utilities), floor))
+
+
+class Predictor:
+    """Answers prediction requests from the published version, in whatever process it lives."""
+
+    def __init__(self, *, registry: Registry, embedder: Embedder) -> None:
+        self._registry = registry
+        self._embedder = embedder
+        self._loaded: OrderedDict[int, tuple[VersionRecord, Head | None]] = OrderedDict()
+        self._guard = Lock()
+
+    def published(self, project_id: int) -> tuple[VersionRecord, Head | None] | None:
+        """The published record and head, loaded again only when another version was published."""
+        version = self._registry.published(project_id)
+        if version is None:
+            return None
+        with self._guard:
+            known = self._loaded.get(project_id)
+            if known is None or known[0].version != version:
+                try:
+                    record = self._registry.record(project_id, version)
+                    known = record, self._registry.head(record)
+                except BackendError as exc:
+                    logger.error("version not served project=%d: %s", project_id, exc)
+                    return known
+                self._loaded[project_id] = known
+            self._loaded.move_to_end(project_id)
+            while len(self._loaded) > 64:
+                self._loaded.popitem(last=False)
+            return known
+
+    def predict(self, project_id: int, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """One prediction per task, in the order asked; tasks are Label Studio's own JSON.
+
+        A task without embedding (broken image, not yet embedded) gets an empty result and is put last, never an
+        error: Label Studio drops the whole answer if one task fails.
+        """
+        published = self.published(project_id)
+        if published is None:
+            return [_empty(UNTRAINED) for _ in tasks]
+        record, head = published
+        if head is None:
+            ranks = {task_id: rank for rank, task_id in enumerate(record.seed_task_ids)}
+            return [
+                _empty(record.version, seed_queue_score(ranks[task["id"]]) if task.get("id") in ranks else LAST)
+                for task in tasks
+            ]
+        config = parse_labeling_config(record.label_config)
+        embeddings, rows = self._embeddings(project_id, record, head, _requested(tasks, config.image_field))
+        scores = score(head, embeddings, record.acquisition)
+        answers = []
+        for task in tasks:
+            row = rows.get(int(task["id"]))
+            if row is None:
+                answers.append(_empty(record.version))
+                continue
+            answers.append(
+                {
+                    "result": scores.result(config, row),
+                    "score": float(scores.queue_scores[row]),
+                    "model_version": record.version,
+                }
+            )
+        return answers
+
+    def _embeddings(
+        self, project_id: int, record: VersionRecord, head: Head, tasks: Sequence[Task]
+    ) -> tuple[NDArray[np.floating[Any]], dict[int, int]]:
+        """Embeddings of those tasks that have one, and task id → its row in them."""
+        dim = head.weights.shape[1]
+        table = self._embedder.table(project_id, record.fingerprint, dim)
+        unknown = missing_tasks(table, tasks)
+        if unknown and self._embedder.backbone.fingerprint == record.fingerprint:
+            self._embedder.embed_now(project_id, unknown[:EMBED_IN_REQUEST])
+            table = self._embedder.table(project_id, record.fingerprint, dim)
+        rows = table.rows_of([task.id for task in tasks])
+        known = {task.id: int(row) for task, row in zip(tasks, rows, strict=True) if row >= 0}
+        return table.embeddings[list(known.values())], {task_id: row for row, task_id in enumerate(known)}
+
+
+def _requested(tasks: Sequence[Mapping[str, Any]], image_field: str) -> list[Task]:
+    requested = []
+    for task in tasks:
+        data = task.get("data")
+        reference = data.get(image_field) if isinstance(data, Mapping) else None
+        requested.append(Task(int(task["id"]), reference if isinstance(reference, str) else None))
+    return requested
+
+
+def _empty(version: str, queue_score: float = LAST) -> dict[str, Any]:
+    return {"result": [], "score": queue_score, "model_version": version}

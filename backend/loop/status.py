@@ -1,0 +1,134 @@
+"""How things are, for people and machines: one project's status, and the figures for /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from backend.adapters.jobs import Jobs
+from backend.adapters.registry import Registry
+from backend.errors import ProjectNotFoundError, RedisUnavailableError
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+LAST_ERROR = "last_error"
+"""Note under which the last failure of a job is kept, until a job of the project succeeds."""
+
+BACKBONE_WARNING = "backbone_warning"
+"""Note under which a worker keeps the warning of its backbone (no weights)."""
+
+
+class StatusReader:
+    """Reads only what is at hand (data folder, Redis): cheap enough to be asked every second."""
+
+    def __init__(self, *, jobs: Jobs, registry: Registry) -> None:
+        self._jobs = jobs
+        self._registry = registry
+
+    def project(self, project_id: int) -> dict[str, Any]:
+        """The project's status as JSON. Raises ProjectNotFoundError for one that was never connected."""
+        if self._registry.project_facts(project_id) is None:
+            raise ProjectNotFoundError(
+                f"project {project_id} is not connected to this service; run: python -m backend connect {project_id}"
+            )
+        record = self._registry.published_record(project_id)
+        progress = self._ask(lambda: self._jobs.progress(project_id))
+        return {
+            "project_id": project_id,
+            "model_version": record.version if record else None,
+            "kind": record.kind if record else None,
+            "created_at": record.created_at if record else None,
+            "labels_used": record.labels_used if record else 0,
+            "labels_by_class": dict(record.labels_by_class) if record else {},
+            "ignored_labels": dict(record.ignored_labels) if record else {},
+            "pool_size": record.pool_size if record else None,
+            "window": list(record.window) if record else [],
+            "training": self._ask(lambda: self._jobs.training(project_id)),
+            "accuracy": record.accuracy if record else None,
+            "accuracy_kind": record.accuracy_kind if record else None,
+            "acquisition": record.acquisition if record else None,
+            "seed_engine": record.seed_engine if record else None,
+            "seed_engine_reason": record.seed_engine_reason if record else None,
+            "backbone": record.backbone if record else None,
+            "backbone_warning": self._ask(lambda: self._jobs.note(0, BACKBONE_WARNING)),
+            "embedding": {"done": progress.done, "total": progress.total} if progress else None,
+            "image_failures": self._registry.image_failures(project_id),
+            "n_workers": self._ask(self._jobs.n_workers),
+            "last_error": self._last_error(project_id),
+        }
+
+    def metrics(self) -> bytes:
+        """Prometheus' text format, from the data folder and Redis, so that every web process gives the same."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        def collect() -> Iterator[Metric]:
+            gauges = {
+                "labels_used": "Labels the published version was trained on",
+                "pool_size": "Tasks still to label",
+                "accuracy": "Cross-validated accuracy of the published version, 0 to 1",
+                "versions": "Model versions kept on disk",
+                "image_failures": "Tasks left out because of their image",
+            }
+            families = {
+                name: GaugeMetricFamily(f"active_learning_{name}", text, labels=["project"])
+                for name, text in gauges.items()
+            }
+            for project_id in self._registry.known_projects():
+                record = self._registry.published_record(project_id)
+                values = {
+                    "labels_used": record.labels_used if record else 0,
+                    "pool_size": record.pool_size if record else None,
+                    "accuracy": record.accuracy if record else None,
+                    "versions": len(self._registry.versions(project_id)),
+                    "image_failures": len(self._registry.image_failures(project_id)),
+                }
+                for name, value in values.items():
+                    if value is not None:
+                        families[name].add_metric([str(project_id)], value)
+            yield from families.values()
+            yield GaugeMetricFamily(
+                "active_learning_workers", "Workers alive", value=self._ask(self._jobs.n_workers) or 0
+            )
+            depth = GaugeMetricFamily("active_learning_queue_depth", "Jobs waiting", labels=["queue"])
+            for queue, n_jobs in (self._ask(self._jobs.queue_depths) or {}).items():
+                depth.add_metric([queue], n_jobs)
+            yield depth
+            outcomes = CounterMetricFamily("active_learning_jobs", "Jobs ended", labels=["outcome"])
+            for name, n_jobs in (self._ask(self._jobs.counters) or {}).items():
+                outcomes.add_metric([name.removeprefix("jobs_")], n_jobs)
+            yield outcomes
+
+        registry = CollectorRegistry()
+        registry.register(_Collector(collect))
+        return generate_latest(registry)
+
+    def versions(self, project_id: int | None) -> list[str]:
+        """Kept versions, newest first: of one project, or of all when Label Studio does not say which (it does not)."""
+        projects = [project_id] if project_id is not None else self._registry.known_projects()
+        return [version for project in projects for version in self._registry.versions(project)]
+
+    def known_projects(self) -> list[int]:
+        """Ids of connected projects."""
+        return self._registry.known_projects()
+
+    def _last_error(self, project_id: int) -> str | None:
+        try:
+            return self._jobs.note(project_id, LAST_ERROR)
+        except RedisUnavailableError as exc:
+            return str(exc)
+
+    @staticmethod
+    def _ask(question: Callable[[], Any]) -> Any:
+        try:
+            return question()
+        except RedisUnavailableError:
+            return None
+
+
+class _Collector:
+    """What prometheus_client's registry wants: an object with `collect`."""
+
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self.collect = collect

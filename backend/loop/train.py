@@ -1,0 +1,268 @@
+"""Retrain: read every label from Label Studio, fit, evaluate, save, score the pool, push, publish last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+
+import numpy as np
+
+from backend.adapters.embedding_store import EmbeddingTable
+from backend.adapters.jobs import Jobs, ProjectLock
+from backend.adapters.label_studio import LabelStudioClient
+from backend.adapters.registry import Registry
+from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
+from backend.config import Settings
+from backend.learning.head import FitResult, fit_and_evaluate
+from backend.loop.embed import Embedder, missing_tasks
+from backend.loop.projects import register_project
+from backend.loop.queue import build_window
+from backend.loop.score import Scores, score
+from backend.loop.seed import Seed, select_seed
+from backend.schema import AnnotatedTask, Project, QueueEntry, TrainingLabels, VersionRecord
+
+logger = logging.getLogger(__name__)
+
+EMBED_IN_JOB = 256
+"""Labeled tasks without embedding that a retrain embeds itself; more than that wait for the embedding jobs."""
+
+PRUNE_EVERY = 10
+"""Versions between two prunings: each deletes about ten windows of predictions, in a job of its own."""
+
+CROSS_VALIDATED = "cross-validated on the labeled tasks, which were chosen because they are hard: usually pessimistic"
+
+
+class Trainer:
+    """Turns the labels of a project into its next published version."""
+
+    def __init__(
+        self,
+        *,
+        label_studio: LabelStudioClient,
+        jobs: Jobs,
+        registry: Registry,
+        embedder: Embedder,
+        settings: Settings,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._label_studio = label_studio
+        self._jobs = jobs
+        self._registry = registry
+        self._embedder = embedder
+        self._settings = settings
+        self._now = now
+
+    def retrain(self, project_id: int) -> VersionRecord | None:
+        """The new published version; None when nothing changed since the last one (or nothing is embedded yet).
+
+        A crash at any point leaves the old version published and serving.
+        """
+        request = self._jobs.begin_retrain(project_id)
+        with self._jobs.project_lock(project_id) as lock:
+            record = self._make_version(project_id, lock, forced=request.forced)
+            self._jobs.answer_retrain(project_id, request.ticket)
+        if record is not None and _version_number(record) % PRUNE_EVERY == 0:
+            self._jobs.request_pruning(project_id)
+        return record
+
+    def _make_version(self, project_id: int, lock: ProjectLock, *, forced: bool) -> VersionRecord | None:
+        watch = Stopwatch()
+        with watch.stage("read_labels"):
+            project = self._label_studio.project(project_id)
+            config = parse_labeling_config(project.label_config)
+            register_project(self._registry, project)
+            annotated = self._label_studio.annotated_tasks(project_id, config.image_field)
+            labels = read_labels(config, annotated)
+        with watch.stage("embeddings"):
+            table = self._table(project_id, annotated, labels)
+        digest = self._digest(project, annotated, table)
+        previous = self._registry.published_record(project_id)
+        if len(table.task_ids) == 0 or (previous and previous.inputs_digest == digest and not forced):
+            logger.info(
+                "nothing new project=%d labels=%d embedded=%d", project_id, len(labels.labels), len(table.task_ids)
+            )
+            return None
+        with watch.stage("fit"):
+            labeled = _embedded(table, sorted(labels.labels))
+            fitted = self._fit(table, labeled, labels)
+        pool = [task_id for task_id in table.task_ids.tolist() if task_id not in labels.answered]
+        with watch.stage("seed"):
+            seed = self._seed(table, pool, labeled, previous, has_head=fitted is not None)
+        with watch.stage("score"):
+            scores = (
+                score(fitted.head, table.embeddings[table.rows_of(pool)], self._settings.acquisition)
+                if fitted
+                else None
+            )
+            entries = self._window(config, pool, scores, seed, labels)
+        version = self._registry.new_version(project_id, len(labeled), self._now())
+        record = VersionRecord(
+            version=version,
+            kind="model" if fitted else "seed",
+            created_at=self._now().isoformat(),
+            project_id=project_id,
+            label_config=project.label_config,
+            classes=list(fitted.head.classes) if fitted else sorted({labels.labels[task_id] for task_id in labeled}),
+            labels_used=len(labeled),
+            labels_by_class=dict(Counter(labels.labels[task_id] for task_id in labeled)),
+            ignored_labels={str(task_id): reason for task_id, reason in self._ignored(labels, table).items()},
+            accuracy=fitted.evaluation.accuracy if fitted and fitted.evaluation else None,
+            accuracy_kind=CROSS_VALIDATED if fitted and fitted.evaluation else None,
+            log_loss=fitted.evaluation.log_loss if fitted and fitted.evaluation else None,
+            strength=fitted.head.strength if fitted else None,
+            acquisition=self._settings.acquisition,
+            backbone=self._embedder.backbone.name,
+            fingerprint=self._embedder.backbone.fingerprint,
+            random_state=self._settings.random_state,
+            pool_size=len(pool),
+            window=[entry.task_id for entry in entries],
+            seed_task_ids=list(seed.task_ids) if seed else [],
+            seed_engine=seed.engine if seed else None,
+            seed_engine_reason=seed.reason if seed else None,
+            inputs_digest=digest,
+            stage_seconds=watch.seconds,
+        )
+        with watch.stage("save"):
+            self._registry.save(record, fitted.head if fitted else None)
+        with watch.stage("push"):
+            lock.check()
+            self._push(project_id, version, entries)
+        with watch.stage("publish"):
+            lock.check()
+            self._registry.publish(project_id, version)
+        logger.info(
+            "retrained project=%d version=%s labels=%d pool=%d accuracy=%s took=%.2fs (%s)",
+            project_id, version, len(labeled), len(pool),
+            "-" if record.accuracy is None else f"{record.accuracy:.2f}", watch.total, watch,
+        )  # fmt: skip
+        return record
+
+    def _table(self, project_id: int, annotated: Sequence[AnnotatedTask], labels: TrainingLabels) -> EmbeddingTable:
+        """The project's embeddings, with those of labeled tasks that came faster than the embedding jobs."""
+        table = self._embedder.table(project_id)
+        unknown = missing_tasks(table, [item.task for item in annotated if item.task.id in labels.labels])
+        if not unknown:
+            return table
+        self._embedder.embed_now(project_id, unknown[:EMBED_IN_JOB])
+        if len(unknown) > EMBED_IN_JOB:
+            self._jobs.request_embedding(project_id)
+        return self._embedder.table(project_id)
+
+    def _fit(self, table: EmbeddingTable, labeled: Sequence[int], labels: TrainingLabels) -> FitResult | None:
+        targets = [labels.labels[task_id] for task_id in labeled]
+        if len(set(targets)) < 2:
+            return None
+        return fit_and_evaluate(
+            table.embeddings[table.rows_of(labeled)], targets, random_state=self._settings.random_state
+        )
+
+    def _seed(
+        self,
+        table: EmbeddingTable,
+        pool: Sequence[int],
+        labeled: Sequence[int],
+        previous: VersionRecord | None,
+        *,
+        has_head: bool,
+    ) -> Seed | None:
+        """The seed batch that is still being labeled, or a new one while there is neither batch nor model."""
+        waiting = set(pool)
+        if previous and previous.seed_engine and previous.fingerprint == self._embedder.backbone.fingerprint:
+            if any(task_id in waiting for task_id in previous.seed_task_ids):
+                return Seed(previous.seed_task_ids, previous.seed_engine, previous.seed_engine_reason)
+        if has_head or not pool:
+            return None
+        return select_seed(
+            table, pool, labeled, budget=self._settings.seed_size, random_state=self._settings.random_state
+        )
+
+    def _window(
+        self,
+        config: ChoicesConfig,
+        pool: Sequence[int],
+        scores: Scores | None,
+        seed: Seed | None,
+        labels: TrainingLabels,
+    ) -> list[QueueEntry]:
+        rows = {task_id: row for row, task_id in enumerate(pool)}
+        window = build_window(
+            waiting_seed=[task_id for task_id in seed.task_ids if task_id in rows] if seed else [],
+            queue_scores=dict(zip(pool, scores.queue_scores.tolist(), strict=True)) if scores else {},
+            skipped=labels.skipped,
+            size=self._settings.window_size,
+        )
+        return [
+            QueueEntry(task_id, queue_score, scores.result(config, rows[task_id]) if scores else [])
+            for task_id, queue_score in window
+        ]
+
+    def _push(self, project_id: int, version: str, entries: Sequence[QueueEntry]) -> None:
+        if not entries:
+            logger.info("queue empty project=%d: every usable task is labeled", project_id)
+            return
+        self._label_studio.push_predictions(project_id, version, entries)
+        self._label_studio.activate_version(project_id, version)
+
+    def _digest(self, project: Project, annotated: Sequence[AnnotatedTask], table: EmbeddingTable) -> str:
+        """Identity of everything a version is made from: equal digests would give an equal version."""
+        annotations = sorted(
+            (item.task.id, annotation.id, annotation.updated_at, annotation.was_cancelled, annotation.ground_truth)
+            for item in annotated
+            for annotation in item.annotations
+        )
+        settings = self._settings
+        facts = [
+            project.label_config, annotations, self._embedder.backbone.fingerprint,
+            settings.acquisition, settings.window_size, settings.seed_size, settings.random_state,
+        ]  # fmt: skip
+        digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode())
+        digest.update(np.ascontiguousarray(table.task_ids).tobytes())
+        return digest.hexdigest()[:32]
+
+    @staticmethod
+    def _ignored(labels: TrainingLabels, table: EmbeddingTable) -> Mapping[int, str]:
+        """Why some answered tasks are not trained on: no usable label, or no usable image."""
+        broken = {
+            task_id: f"image: {table.failures[task_id].reason}"
+            for task_id in labels.labels
+            if task_id in table.failures
+        }
+        return {**labels.ignored, **broken}
+
+
+class Stopwatch:
+    """Seconds by stage, in the order the stages ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures the block as one stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - started, 4)
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages so far."""
+        return sum(self.seconds.values())
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={seconds:.2f}" for name, seconds in self.seconds.items())
+
+
+def _embedded(table: EmbeddingTable, task_ids: Sequence[int]) -> list[int]:
+    return [task_id for task_id, row in zip(task_ids, table.rows_of(task_ids).tolist(), strict=True) if row >= 0]
+
+
+def _version_number(record: VersionRecord) -> int:
+    return int(record.version[1:].split("-")[0])

@@ -1,0 +1,145 @@
+"""Wiring: the only place that builds collaborators from Settings."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from datetime import UTC, datetime
+from functools import cached_property
+from threading import Lock
+
+from backend.adapters.backbones import Backbone, load_backbone
+from backend.adapters.images import ImageLoader
+from backend.adapters.jobs import Jobs
+from backend.adapters.label_studio import LabelStudioClient
+from backend.adapters.registry import Registry
+from backend.config import Settings
+from backend.loop.connect import Connector
+from backend.loop.doctor import Doctor
+from backend.loop.embed import Embedder
+from backend.loop.reconcile import Reconciler
+from backend.loop.score import Predictor
+from backend.loop.status import StatusReader
+from backend.loop.train import Trainer
+
+
+class Services:
+    """Everything one process needs, each part built on first use and then kept."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._backbone: Backbone | None = None
+        self._backbone_guard = Lock()
+
+    @cached_property
+    def label_studio(self) -> LabelStudioClient:
+        """The client of the one Label Studio this service works for."""
+        return LabelStudioClient(self.settings.label_studio_url, self.settings.label_studio_token)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The job queue."""
+        return Jobs(self.settings.redis_url)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The data folder."""
+        return Registry(self.settings.data_dir / "projects")
+
+    @cached_property
+    def images(self) -> ImageLoader:
+        """The reader of task images."""
+        return ImageLoader(
+            self.settings.label_studio_url,
+            self.label_studio.auth_headers,
+            timeout_s=self.settings.image_timeout_s,
+            max_image_bytes=self.settings.max_image_bytes,
+            max_image_pixels=self.settings.max_image_pixels,
+        )
+
+    def backbone(self) -> Backbone:
+        """The backbone, loaded once; safe from several threads."""
+        with self._backbone_guard:
+            if self._backbone is None:
+                self._backbone = load_backbone(
+                    self.settings.backbone,
+                    self.settings.backbone_weights,
+                    allow_download=self.settings.allow_weights_download,
+                )
+            return self._backbone
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """Use case: embed tasks."""
+        return Embedder(
+            label_studio=self.label_studio,
+            images=self.images,
+            load_backbone=self.backbone,
+            jobs=self.jobs,
+            registry=self.registry,
+            batch_size=self.settings.embed_batch_size,
+        )
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Use case: retrain and publish."""
+        return Trainer(
+            label_studio=self.label_studio,
+            jobs=self.jobs,
+            registry=self.registry,
+            embedder=self.embedder,
+            settings=self.settings,
+            now=lambda: datetime.now(UTC),
+        )
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Use case: answer /predict."""
+        return Predictor(registry=self.registry, embedder=self.embedder)
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        """Use case: compare with Label Studio, prune."""
+        return Reconciler(
+            label_studio=self.label_studio,
+            jobs=self.jobs,
+            registry=self.registry,
+            embedder=self.embedder,
+            keep_versions=self.settings.keep_versions,
+        )
+
+    @cached_property
+    def status(self) -> StatusReader:
+        """Use case: say how things are."""
+        return StatusReader(jobs=self.jobs, registry=self.registry)
+
+    @cached_property
+    def connector(self) -> Connector:
+        """Use case: attach the service to a project."""
+        return Connector(
+            label_studio=self.label_studio,
+            registry=self.registry,
+            jobs=self.jobs,
+            settings=self.settings,
+            webhook_secret=self.webhook_secret,
+        )
+
+    @cached_property
+    def doctor(self) -> Doctor:
+        """Use case: check every link."""
+        return Doctor(
+            label_studio=self.label_studio,
+            registry=self.registry,
+            jobs=self.jobs,
+            images=self.images,
+            load_backbone=self.backbone,
+            settings=self.settings,
+            webhook_secret=self.webhook_secret,
+        )
+
+    @cached_property
+    def webhook_secret(self) -> str:
+        """The webhook's secret header; derived from the password unless set. Empty: authentication is off."""
+        if self.settings.webhook_secret or not self.settings.backend_password:
+            return self.settings.webhook_secret
+        return hmac.new(self.settings.backend_password.encode(), b"webhook", hashlib.sha256).hexdigest()

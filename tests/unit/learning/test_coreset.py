@@ -1,0 +1,159 @@
+"""Coreset selection and typicality on points of a line, whose answers can be worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.errors import SelectionError
+from backend.learning import coreset
+from backend.learning.coreset import select_coreset, typicality
+
+
+def on_a_line(*positions: float) -> np.ndarray:
+    """Embeddings (N, 2) at these positions of the first axis."""
+    return np.array([[position, 0.0] for position in positions])
+
+
+def test_diversity_alone_is_farthest_first():
+    """From 0 the farthest is 10, then 4 (4 from 0), then 7 (3 from 4 and 10), then 1 ties with 9 and comes first."""
+    assert select_coreset(on_a_line(0, 1, 4, 7, 9, 10), budget=5) == [0, 5, 2, 3, 1]
+
+
+def test_preselected_rows_count_and_are_not_returned():
+    """With 0 and 10 labeled already, 4 is the farthest from both."""
+    assert select_coreset(on_a_line(0, 1, 4, 7, 9, 10), budget=2, preselected=[5, 0]) == [2, 3]
+
+
+def test_weights_alone_choose_the_first():
+    """While nothing is selected there is no distance, so the largest weight wins; ties go to the lowest index."""
+    assert select_coreset(on_a_line(0, 1, 2), budget=1, typicality_weights=[0.1, 0.7, 0.7]) == [1]
+
+
+def test_a_weighted_step_by_hand():
+    """After 0 (weight 1): 3 scores log 9 + log(1 + 0) = 2.20, 2 scores log 4 + log(1 + 2) = 2.48."""
+    points = on_a_line(0, 3, 2)
+    assert select_coreset(points, budget=1, preselected=[0], typicality_weights=[1, 0, 2]) == [2]
+    assert select_coreset(points, budget=1, preselected=[0], typicality_weights=[1, 0, 2], weighting_strength=0.1) == [
+        1
+    ]
+    assert select_coreset(points, budget=1, preselected=[0], typicality_weights=[1, 0, 2], weighting_strength=0) == [1]
+
+
+def test_distance_sum_uses_the_nearest_selected_row_of_today():
+    """Selecting 0, 10, then 1 brings row 0's nearest selected row to 1 away: S = 1 + 81 + 1 = 83, and W = 3.
+
+    5 (d² = 16, weight 0) scores (83 + 16)·3 = 297; 12 (d² = 4) scores 87·3.4 = 295.8 at weight 0.4 and 304.5 at 0.5.
+    Distances added up when selected (S = 101) would prefer 12 at 0.4 already, and no sum (S = 0) would prefer 5 at 0.5.
+    """
+    points = on_a_line(0, 10, 1, 5, 12)
+    assert select_coreset(points, budget=1, preselected=[0, 1, 2], typicality_weights=[1, 1, 1, 0, 0.4]) == [3]
+    assert select_coreset(points, budget=1, preselected=[0, 1, 2], typicality_weights=[1, 1, 1, 0, 0.5]) == [4]
+
+
+def test_duplicates_come_last():
+    """Copies of a selected row add nothing, so the distinct row is first and the copies follow in order."""
+    assert select_coreset(on_a_line(0, 0, 0, 5), budget=4) == [0, 3, 1, 2]
+
+
+@given(
+    positions=st.lists(st.integers(-50, 50), min_size=1, max_size=12),
+    weighted=st.booleans(),
+    data=st.data(),
+)
+def test_selection_is_a_prefix_of_the_whole_order(positions, weighted, data):
+    """A budget of k gives k different rows beside the preselected: the first k of what a larger budget gives."""
+    points = on_a_line(*positions)
+    weights = np.abs(positions) if weighted else None
+    preselected = data.draw(st.lists(st.sampled_from(range(len(points))), unique=True))
+    everything = select_coreset(
+        points, budget=len(points) - len(preselected), preselected=preselected, typicality_weights=weights
+    )
+    assert sorted(everything + preselected) == list(range(len(points)))
+    budget = data.draw(st.integers(0, len(everything)))
+    some = select_coreset(points, budget=budget, preselected=preselected, typicality_weights=weights)
+    assert some == everything[:budget]
+
+
+def test_neither_scale_nor_offset_matters():
+    """Moving and stretching the embeddings, or rescaling the weights, leaves the selection as it was."""
+    random = np.random.default_rng(0)
+    points, weights = random.normal(size=(40, 5)), random.random(40)
+    expected = select_coreset(points, budget=10, typicality_weights=weights)
+    assert select_coreset(points * 3 + 7, budget=10, typicality_weights=weights * 100) == expected
+
+
+def test_small_blocks_give_the_same_result(monkeypatch):
+    """Working in blocks of a few rows bounds memory and changes nothing."""
+    points = np.random.default_rng(0).normal(size=(40, 5))
+    typical = typicality(points, n_neighbors=3)
+    expected = select_coreset(points, budget=10, preselected=[3, 30], typicality_weights=typical)
+    monkeypatch.setattr(coreset, "BLOCK_ENTRIES", 60)
+    np.testing.assert_allclose(typicality(points, n_neighbors=3), typical, rtol=1e-5)
+    assert select_coreset(points, budget=10, preselected=[3, 30], typicality_weights=typical) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embeddings": on_a_line(0, np.nan, 2)}, "1 of 3 embeddings contain NaN or infinity, the first at row 1"),
+        ({"embeddings": np.zeros(3)}, r"shape \(3,\)"),
+        ({"budget": 4}, r"budget is 4; expected 0\.\.3"),
+        ({"budget": 3, "preselected": [0]}, r"budget is 3; expected 0\.\.2, as 1 of 3"),
+        ({"budget": -1}, "budget is -1"),
+        ({"preselected": [3]}, r"index 3 is outside 0\.\.2"),
+        ({"preselected": [-1]}, "index -1"),
+        ({"preselected": [1, 1]}, "twice"),
+        ({"typicality_weights": [1, 2]}, r"weights have shape \(2,\); expected \(3,\)"),
+        ({"typicality_weights": [1, -2, 1]}, "negative"),
+        ({"typicality_weights": [1, np.nan, 1]}, "NaN"),
+    ],
+)
+def test_impossible_input_is_refused(change, message):
+    """What the engine would answer silently and wrongly is an error that says what came and what was expected."""
+    with pytest.raises(SelectionError, match=message):
+        select_coreset(**({"embeddings": on_a_line(0, 1, 2), "budget": 1} | change))
+
+
+def test_typicality_by_hand():
+    """Nearest neighbours of 0, 1, 3 are 1, 1 and 2 away, 4/3 on average: exp(-3/4), exp(-3/4), exp(-3/2)."""
+    np.testing.assert_allclose(typicality(on_a_line(0, 1, 3), n_neighbors=1), np.exp([-0.75, -0.75, -1.5]), rtol=1e-6)
+
+
+def test_typicality_matches_recorded_engine_output():
+    """lightly-mundig 0.1.16 gave these numbers for points 0, 1, 3, 7, 15 and two neighbours."""
+    expected = [0.6388346, 0.7046364, 0.5553434, 0.3127362, 0.1031453]
+    np.testing.assert_allclose(typicality(on_a_line(0, 1, 3, 7, 15), n_neighbors=2), expected, rtol=1e-5)
+
+
+def test_more_neighbors_than_rows_means_all_others():
+    """The number of neighbours is capped at N - 1."""
+    points = on_a_line(0, 1, 3, 7)
+    np.testing.assert_array_equal(typicality(points, n_neighbors=20), typicality(points, n_neighbors=3))
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 30])
+def test_equal_rows_are_equally_typical(n_rows):
+    """Without any distance there is no outlier; the engine gives NaN here."""
+    assert typicality(np.ones((n_rows, 3))).tolist() == [1.0] * n_rows
+
+
+def test_sampled_typicality_finds_the_same_outliers(monkeypatch):
+    """Above the exact limit a seeded sample of neighbours still tells a cluster from stragglers around it."""
+    random = np.random.default_rng(0)
+    points = np.vstack([random.normal(size=(380, 4)), 8 * random.normal(size=(20, 4))])
+    exact = typicality(points, n_neighbors=5)
+    monkeypatch.setattr(coreset, "EXACT_TYPICALITY_ROWS", 200)
+    monkeypatch.setattr(coreset, "MIN_REFERENCE_ROWS", 50)
+    sampled = typicality(points, n_neighbors=5, random_state=1)
+    assert np.corrcoef(exact, sampled)[0, 1] > 0.9
+    np.testing.assert_array_equal(sampled, typicality(points, n_neighbors=5, random_state=1))
+    assert (sampled != typicality(points, n_neighbors=5, random_state=2)).any()
+
+
+def test_typicality_needs_a_neighbor():
+    """Zero neighbours have no mean."""
+    with pytest.raises(SelectionError, match="at least 1"):
+        typicality(on_a_line(0, 1), n_neighbors=0)

@@ -1,0 +1,205 @@
+"""The head: agreement with scikit-learn, and what it does with few, rare and contradictory labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from sklearn.linear_model import LogisticRegression
+
+from backend.learning import head as head_module
+from backend.learning.head import DEFAULT_STRENGTH, STRENGTHS, Head, fit_and_evaluate, fit_head, normalise
+
+
+def clusters(n_per_class: dict[str, int], *, n_features: int = 30, noise: float = 0.5, seed: int = 0):
+    """Embeddings (N, n_features) around one random centre per class, and their labels."""
+    random = np.random.default_rng(seed)
+    labels = [name for name, count in n_per_class.items() for _ in range(count)]
+    centres = {name: random.normal(size=n_features) for name in n_per_class}
+    embeddings = np.array([centres[name] + noise * random.normal(size=n_features) for name in labels])
+    return embeddings.astype(np.float32), labels
+
+
+def test_normalise_by_hand():
+    """(3, 4) has length 5; a row of zeros stays zero; float16 becomes float32."""
+    rows = normalise(np.array([[3, 4], [0, 0], [-2, 0]], dtype=np.float16))
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+    assert rows.dtype == np.float32
+
+
+floats = st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
+
+
+@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=5), elements=floats))
+def test_normalised_rows_have_length_one(embeddings):
+    """Every row but zero has length 1, however small or large its entries; the caller's array is left alone."""
+    before = embeddings.copy()
+    lengths = np.linalg.norm(normalise(embeddings).astype(np.float64), axis=1)
+    np.testing.assert_allclose(lengths, embeddings.any(axis=1).astype(float), atol=1e-5)
+    np.testing.assert_array_equal(embeddings, before)
+
+
+def test_predict_proba_by_hand():
+    """Row (3, 4) has direction (0.6, 0.8): logits 0.6·ln 4 / 0.6 = ln 4 and 0 give 4/5 and 1/5."""
+    weights = np.array([[np.log(4) / 0.6, 0], [0, 0]], dtype=np.float32)
+    head = Head(("cat", "dog"), weights, np.zeros(2, dtype=np.float32), strength=1.0)
+    np.testing.assert_allclose(head.predict_proba([[3, 4], [0, 1]]), [[0.8, 0.2], [0.5, 0.5]], rtol=1e-6)
+
+
+def test_predict_proba_works_in_blocks(monkeypatch):
+    """A pool larger than one block gives the same probabilities."""
+    embeddings, labels = clusters({"a": 5, "b": 5})
+    head = fit_head(embeddings, labels)
+    expected = head.predict_proba(embeddings)
+    monkeypatch.setattr(head_module, "BLOCK_ROWS", 3)
+    np.testing.assert_allclose(head.predict_proba(embeddings), expected, rtol=1e-6)
+    assert head.predict_proba(np.empty((0, 30))).shape == (0, 2)
+
+
+@pytest.mark.parametrize("n_features", [8, 200])
+@pytest.mark.parametrize("strength", [1.0, 100.0])
+def test_head_is_scikit_learns_logistic_regression(n_features, strength):
+    """With fewer features than rows and with more, probabilities are scikit-learn's for the same loss."""
+    embeddings, labels = clusters({"c": 15, "a": 20, "b": 10}, n_features=n_features, noise=1.0)
+    pool, _ = clusters({"x": 20}, n_features=n_features, seed=1)
+    head = fit_head(embeddings, labels, strength=strength)
+    reference = LogisticRegression(C=strength, solver="newton-cg", tol=1e-8, max_iter=1000)
+    reference.fit(normalise(embeddings).astype(np.float64), labels)
+    assert head.classes == ("a", "b", "c")
+    assert (head.weights.shape, head.bias.shape) == ((3, n_features), (3,))
+    assert (head.weights.dtype, head.bias.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(head.predict_proba(pool), reference.predict_proba(normalise(pool)), atol=1e-3)
+
+
+def test_two_classes_have_two_rows():
+    """Both rows are penalised, so strength C is scikit-learn's two-class C of 2·C."""
+    embeddings, labels = clusters({"a": 12, "b": 8}, noise=1.5)
+    head = fit_head(embeddings, labels, strength=10.0)
+    reference = LogisticRegression(C=20.0, tol=1e-8, max_iter=1000).fit(normalise(embeddings), labels)
+    assert head.weights.shape == (2, 30)
+    np.testing.assert_allclose(
+        head.predict_proba(embeddings), reference.predict_proba(normalise(embeddings)), atol=1e-3
+    )
+
+
+def test_separable_classes_are_learned():
+    """Clear clusters are told apart in cross-validation and on images never seen."""
+    embeddings, labels = clusters({"a": 20, "b": 20, "c": 20})
+    result = fit_and_evaluate(embeddings[::2], labels[::2], random_state=0)
+    assert result.evaluation.accuracy == 1.0
+    probabilities = result.head.predict_proba(embeddings[1::2])
+    assert [result.head.classes[best] for best in probabilities.argmax(axis=1)] == labels[1::2]
+
+
+def test_labels_without_meaning_get_a_strong_penalty():
+    """On random labels the most modest head predicts held-out labels best, near the log-loss of knowing nothing."""
+    random = np.random.default_rng(0)
+    labels = [str(label) for label in random.integers(0, 2, size=80)]
+    result = fit_and_evaluate(random.normal(size=(80, 20)), labels, random_state=0)
+    assert result.head.strength == STRENGTHS[0]
+    assert result.evaluation.log_loss == pytest.approx(np.log(2), abs=0.1)
+
+
+def test_evaluation_reports_what_its_probabilities_say():
+    """Accuracy and log-loss are those of the out-of-fold probabilities it carries; every row is held out once."""
+    embeddings, labels = clusters({"a": 9, "b": 7, "c": 8}, noise=3.0)
+    evaluation = fit_and_evaluate(embeddings, labels, random_state=3).evaluation
+    targets = np.array(["abc".index(label) for label in labels])
+    given_labels = evaluation.probabilities[np.arange(24), targets]
+    assert (evaluation.n_folds, evaluation.n_evaluated) == (5, 24)
+    assert 0 < evaluation.accuracy < 1
+    assert evaluation.accuracy == np.mean(evaluation.probabilities.argmax(axis=1) == targets)
+    assert evaluation.log_loss == pytest.approx(-np.log(given_labels).mean())
+
+
+def test_held_out_rows_are_not_trained_on():
+    """Two copies of one image with opposite labels: whichever is held out is predicted from the other, wrongly."""
+    embeddings = np.repeat(np.eye(4), 2, axis=0)
+    result = fit_and_evaluate(embeddings, ["a", "b"] * 4, random_state=0, strengths=[1000.0])
+    assert result.evaluation.accuracy <= 0.5
+
+
+def test_a_class_with_one_example_does_not_break_the_folds():
+    """The only example of a class is always trained on, never held out, and its class is still offered."""
+    embeddings, labels = clusters({"a": 6, "b": 6, "rare": 1})
+    result = fit_and_evaluate(embeddings, labels, random_state=0)
+    assert result.head.classes == ("a", "b", "rare")
+    assert result.evaluation.n_evaluated == 12
+    assert np.isnan(result.evaluation.probabilities[12]).all()
+    assert not np.isnan(result.evaluation.probabilities[:12]).any()
+    assert result.head.predict_proba(embeddings[12:]).argmax() == 2
+
+
+@pytest.mark.parametrize("counts", [{"a": 1, "b": 1}, {"a": 1, "b": 5}, {"a": 3, "b": 1, "c": 1}])
+def test_too_few_labels_to_evaluate(counts):
+    """Without two classes of two examples there is a head of the default strength and no evaluation."""
+    embeddings, labels = clusters(counts)
+    result = fit_and_evaluate(embeddings, labels, random_state=0)
+    assert result.evaluation is None
+    assert result.head.strength == DEFAULT_STRENGTH
+    assert result.head.predict_proba(embeddings).argmax(axis=1).tolist() == [sorted(counts).index(x) for x in labels]
+
+
+@settings(max_examples=25, deadline=None)
+@given(labels=st.lists(st.sampled_from("abcd"), min_size=2, max_size=15).filter(lambda labels: len(set(labels)) > 1))
+def test_every_set_of_labels_gives_a_usable_head(labels):
+    """However few and uneven the labels, rows of probabilities sum to 1 and held-out classes are known to the fold."""
+    embeddings = np.random.default_rng(0).normal(size=(len(labels), 6))
+    result = fit_and_evaluate(embeddings, labels, random_state=0)
+    probabilities = result.head.predict_proba(embeddings)
+    assert probabilities.shape == (len(labels), len(set(labels)))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
+    counts = [labels.count(name) for name in set(labels)]
+    assert (result.evaluation is None) == (sum(count >= 2 for count in counts) < 2)
+    if result.evaluation is not None:
+        assert 0 <= result.evaluation.accuracy <= 1
+        assert result.evaluation.n_evaluated == sum(count for count in counts if count >= 2)
+
+
+def test_same_seed_same_head():
+    """The folds come from `random_state` alone, so a retrain on the same labels gives the same version."""
+    embeddings, labels = clusters({"a": 9, "b": 9}, noise=3.0)
+    first, second = (fit_and_evaluate(embeddings, labels, random_state=7) for _ in range(2))
+    np.testing.assert_array_equal(first.head.weights, second.head.weights)
+    np.testing.assert_array_equal(first.evaluation.probabilities, second.evaluation.probabilities)
+
+
+def test_float16_embeddings_are_accepted():
+    """The store keeps float16; it makes no visible difference."""
+    embeddings, labels = clusters({"a": 9, "b": 9})
+    half = fit_and_evaluate(embeddings.astype(np.float16), labels, random_state=0).head
+    full = fit_and_evaluate(embeddings, labels, random_state=0).head
+    np.testing.assert_allclose(half.predict_proba(embeddings), full.predict_proba(embeddings), atol=0.01)
+
+
+def test_equal_images_leave_the_class_shares():
+    """Rows without any difference carry no information: the head predicts how often each class was given."""
+    head = fit_head(np.ones((4, 3)), ["a", "a", "a", "b"])
+    np.testing.assert_allclose(head.predict_proba(np.ones((1, 3))), [[0.75, 0.25]], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (np.ones((2, 3)), ["a", "a"], r"classes \['a'\]; expected at least two"),
+        (np.ones((0, 3)), [], "at least two"),
+        (np.ones((3, 3)), ["a", "b"], r"shape \(3, 3\) and 2 labels"),
+        (np.ones(2), ["a", "b"], r"shape \(2,\)"),
+        (np.array([[1.0, np.nan], [0.0, 1.0]]), ["a", "b"], "NaN"),
+    ],
+)
+def test_impossible_input_is_refused(embeddings, labels, message):
+    """Each error says what came and what was expected."""
+    with pytest.raises(ValueError, match=message):
+        fit_and_evaluate(embeddings, labels, random_state=0)
+    with pytest.raises(ValueError, match=message):
+        fit_head(embeddings, labels)
+
+
+def test_embeddings_of_another_backbone_are_refused():
+    """A head of 30 features cannot judge embeddings of 20."""
+    embeddings, labels = clusters({"a": 2, "b": 2})
+    with pytest.raises(ValueError, match=r"shape \(1, 20\); this head expects \(N, 30\)"):
+        fit_head(embeddings, labels).predict_proba(np.ones((1, 20)))
