@@ -1,8 +1,8 @@
 """The demo: everything on one machine with one command, for trying it and for small teams.
 
-Starts an embedded Redis (unless REDIS_URL is set), Label Studio in a virtual environment of its own, the web service and
-a worker; makes a project of a folder of images; connects; waits for the first batch; stays until Ctrl-C. Everything it
-keeps is below one folder, so that a second start takes seconds.
+Starts an embedded Redis (unless REDIS_URL is set), Label Studio in a virtual environment of its own, the web service
+and a worker; makes a project of a folder of images; connects; waits for the first batch; stays until Ctrl-C. Everything
+it keeps is below one folder, so that a second start takes seconds.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.addresses import forbidden_except
 from backend.config import Settings, process_environment
-from backend.errors import BackendError, LabelStudioError
+from backend.errors import BackendError
 from backend.services import Services
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Demo:
         self._processes: list[_Process] = []
 
     def run(self) -> None:
-        """Starts everything, prints where to go, and stays. Raises BackendError with one sentence if it cannot start."""
+        """Starts everything, prints where to go, and stays. Raises BackendError, one sentence, if it cannot start."""
         signal.signal(signal.SIGTERM, _interrupt)
         started = time.monotonic()
         base = Settings.from_environment(self._env_file)
@@ -94,9 +94,13 @@ class Demo:
                 self._console.print(f"  label here   {facts['label_studio_url']}/projects/{facts['project_id']}/data")
                 self._console.print(f"  log in as    {facts['email']}   password {facts['password']}")
                 self._console.print(f"  status       {facts['dashboard_url']}")
-                self._console.print(f"               user {facts['backend_user']}   password {facts['backend_password']}")
+                self._console.print(
+                    f"               user {facts['backend_user']}   password {facts['backend_password']}"
+                )
                 self._console.print(f"  logs         {self._run_dir / 'logs'}")
-                self._console.print("\nIn Label Studio press “Label All Tasks”. Ctrl-C here stops everything and keeps the data.")
+                self._console.print(
+                    "\nIn Label Studio press “Label All Tasks”. Ctrl-C here stops everything and keeps the data."
+                )
                 self._stay()
             finally:
                 self._stop()
@@ -114,7 +118,8 @@ class Demo:
                     probe.bind((HOST, port))
                 except OSError as exc:
                     raise DemoError(
-                        f"port {port} is taken ({exc.strerror}); stop what uses it, or choose another: make demo {name}={port + 1}"
+                        f"port {port} is taken ({exc.strerror}); stop what uses it, or choose another: "
+                        f"make demo {name}={port + 1}"
                     ) from exc
 
     def _image_folder(self) -> Path:
@@ -340,7 +345,9 @@ class Demo:
             if code is None:
                 continue
             if not process.restart:
-                raise DemoError(f"{process.name} stopped (exit code {code}): {_last_line(process.log)}; see {process.log}")
+                raise DemoError(
+                    f"{process.name} stopped (exit code {code}): {_last_line(process.log)}; see {process.log}"
+                )
             if process.n_restarts >= 3 and time.monotonic() - process.started < 10:
                 raise DemoError(f"{process.name} keeps stopping: {_last_line(process.log)}; see {process.log}")
             logger.warning("%s stopped (exit code %s), started anew", process.name, code)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from PIL import Image
+
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore, EmbeddingTable, ImageFailure
 from backend.adapters.images import ImageLoader
@@ -110,11 +112,13 @@ class Embedder:
         with ThreadPoolExecutor(max_workers=N_FETCHERS, thread_name_prefix="fetch") as pool:
             loaded = list(pool.map(self._load, missing))
         good = [(task, image) for task, image in zip(missing, loaded, strict=True) if not isinstance(image, ImageError)]
-        embeddings = self.backbone.embed([image for _, image in good]) if good else []
-        rows = [
-            EmbeddingRow(task.id, task.image or "", embedding=embedding)
-            for (task, _), embedding in zip(good, embeddings, strict=True)
-        ]
+        rows = []
+        if good:
+            embeddings = self.backbone.embed([image for _, image in good])
+            rows = [
+                EmbeddingRow(task.id, task.image or "", embedding=embedding)
+                for (task, _), embedding in zip(good, embeddings, strict=True)
+            ]
         for task, failure in zip(missing, loaded, strict=True):
             if isinstance(failure, ImageError):
                 logger.warning("image left out project=%d task=%d: %s", project_id, task.id, failure)
@@ -133,11 +137,11 @@ class Embedder:
         """Deletes the embeddings and failures of some tasks."""
         self._store(project_id).remove(task_ids)
 
-    def _load(self, task: Task) -> object:
+    def _load(self, task: Task) -> Image.Image | ImageError:
         if task.image is None:
             return ImageError(f"task {task.id} has no text in the field that the labeling config shows as image")
         try:
-            return self._images.load(task.image, task_id=task.id)
+            return self._images.load(task.image, task_id=task.id, min_side=self.backbone.input_side)
         except ImageError as exc:
             return exc
 

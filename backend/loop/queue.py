@@ -28,17 +28,16 @@ def build_window(
     The seed batch comes first, in rank order; then the pool by queue score; tasks that somebody skipped only when
     nothing else is left. `queue_scores` maps pool tasks to 0..1, 0 = label first; it is empty before the first model.
     """
-    seed = [task_id for task_id in waiting_seed if task_id not in skipped]
-    taken = set(seed)
+    seeded = set(waiting_seed)
     rest = sorted(
-        (task_id in skipped, score, task_id) for task_id, score in queue_scores.items() if task_id not in taken
+        (task_id in skipped, queue_score, task_id)
+        for task_id, queue_score in queue_scores.items()
+        if task_id not in seeded
     )
-    ordered = [(task_id, seed_queue_score(rank)) for rank, task_id in enumerate(seed)]
-    ordered += [(task_id, score) for _, score, task_id in rest]
-    if not queue_scores:
-        ordered += [(task_id, 1.0) for task_id in waiting_seed if task_id in skipped]
+    ordered = [(task_id, seed_queue_score(rank)) for rank, task_id in enumerate(waiting_seed)]
+    ordered += [(task_id, queue_score) for _, queue_score, task_id in rest]
     window: list[tuple[int, float]] = []
-    for task_id, score in ordered[:size]:
+    for task_id, queue_score in ordered[:size]:
         floor = window[-1][1] + TIE_STEP if window else 0.0
-        window.append((task_id, max(score, floor)))
+        window.append((task_id, max(queue_score, floor)))
     return window

@@ -93,7 +93,7 @@ class Trainer:
             fitted = self._fit(table, labeled, labels)
         pool = [task_id for task_id in table.task_ids.tolist() if task_id not in labels.answered]
         with watch.stage("seed"):
-            seed = self._seed(table, pool, labeled, previous, has_head=fitted is not None)
+            seed = self._seed(table, pool, labeled, labels.skipped, previous, has_head=fitted is not None)
         with watch.stage("score"):
             scores = (
                 score(fitted.head, table.embeddings[table.rows_of(pool)], self._settings.acquisition)
@@ -167,19 +167,24 @@ class Trainer:
         table: EmbeddingTable,
         pool: Sequence[int],
         labeled: Sequence[int],
+        skipped: frozenset[int],
         previous: VersionRecord | None,
         *,
         has_head: bool,
     ) -> Seed | None:
         """The seed batch that is still being labeled, or a new one while there is neither batch nor model."""
-        waiting = set(pool)
-        if previous and previous.seed_engine and previous.fingerprint == self._embedder.backbone.fingerprint:
-            if any(task_id in waiting for task_id in previous.seed_task_ids):
-                return Seed(previous.seed_task_ids, previous.seed_engine, previous.seed_engine_reason)
+        waiting = _waiting(pool, skipped)
+        if (
+            previous
+            and previous.seed_engine
+            and previous.fingerprint == self._embedder.backbone.fingerprint
+            and not waiting.isdisjoint(previous.seed_task_ids)
+        ):
+            return Seed(previous.seed_task_ids, previous.seed_engine, previous.seed_engine_reason)
         if has_head or not pool:
             return None
         return select_seed(
-            table, pool, labeled, budget=self._settings.seed_size, random_state=self._settings.random_state
+            table, sorted(waiting), labeled, budget=self._settings.seed_size, random_state=self._settings.random_state
         )
 
     def _window(
@@ -191,8 +196,9 @@ class Trainer:
         labels: TrainingLabels,
     ) -> list[QueueEntry]:
         rows = {task_id: row for row, task_id in enumerate(pool)}
+        waiting = _waiting(pool, labels.skipped)
         window = build_window(
-            waiting_seed=[task_id for task_id in seed.task_ids if task_id in rows] if seed else [],
+            waiting_seed=[task_id for task_id in seed.task_ids if task_id in waiting] if seed else [],
             queue_scores=dict(zip(pool, scores.queue_scores.tolist(), strict=True)) if scores else {},
             skipped=labels.skipped,
             size=self._settings.window_size,
@@ -258,6 +264,11 @@ class Stopwatch:
 
     def __str__(self) -> str:
         return " ".join(f"{name}={seconds:.2f}" for name, seconds in self.seconds.items())
+
+
+def _waiting(pool: Sequence[int], skipped: frozenset[int]) -> frozenset[int]:
+    """Pool tasks that nobody skipped; all of them once everything was skipped."""
+    return frozenset(pool) - skipped or frozenset(pool)
 
 
 def _embedded(table: EmbeddingTable, task_ids: Sequence[int]) -> list[int]:

@@ -1,0 +1,418 @@
+"""Frozen networks that turn pictures into feature vectors, and a hand-made descriptor for when none can be had."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from backend.errors import BackboneError
+
+if TYPE_CHECKING:
+    import torch
+
+WeightsSource = Literal["file", "download", "descriptor"]
+
+DEFAULT_BACKBONE = "mobilenet_v2"
+DESCRIPTOR = "descriptor"
+
+# Offline must be noticed quickly: a first start waits for this. A transfer under way may pause this long.
+_DOWNLOAD_TIMEOUT_S = 5.0
+_CPU_BATCH = 16
+_GPU_BATCH = 256
+# googlenet and inception_v3 have side branches that only training uses, and that not every weights file holds.
+_UNSUPPORTED = frozenset({"googlenet", "inception_v3"})
+_EXAMPLES = (
+    "mobilenet_v2, mobilenet_v3_large, resnet18, resnet50, efficientnet_b0, convnext_tiny, squeezenet1_1, vit_b_16"
+)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What torchvision's checkpoints are named after: the start of the file's SHA-256.
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")
+_N_IMAGENET_CLASSES = 1000
+_COUNTER = "num_batches_tracked"
+_N_ORIENTATIONS = 8
+_HOG_WEIGHT = 1.5
+_N_UNIFORM_PATTERNS = 59
+_N_NAMES_SHOWN = 5
+
+
+class Backbone(ABC):
+    """Pictures in, features out; `embed` may be called from several threads.
+
+    `fingerprint` is the same in every process for the same weights and preparation of pictures, and differs otherwise:
+    embeddings of one fingerprint can be compared. It does not depend on where the weights came from.
+    """
+
+    name: str
+    fingerprint: str
+    dim: int
+    weights_source: WeightsSource
+    warning: str | None = None
+    """A sentence for the user of the service when this is not the backbone that was asked for."""
+    input_side: int
+    """Pixels per side that pictures are brought to: `min_side` for whoever decodes them."""
+
+    @abstractmethod
+    def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+        """Return features (N, dim), finite and not normalised, of N RGB pictures of any size."""
+
+
+def load_backbone(
+    name: str = DEFAULT_BACKBONE,
+    weights_file: Path | None = None,
+    *,
+    allow_download: bool = True,
+    device: str | None = None,
+) -> Backbone:
+    """Return the backbone `name`: any of torchvision's classification networks, or `descriptor`.
+
+    Weights come from `weights_file` (a state dict, .safetensors or what torch.save writes) or else from torchvision's
+    own ImageNet checkpoint, kept in torch's cache. If that can be neither found nor downloaded, the descriptor is
+    returned, with a `warning`. `device` as torch writes it; by default a GPU if there is one. Takes a few seconds.
+    Raises BackboneError for an unknown name and for a weights file that is missing, broken or of another network.
+    """
+    if name == DESCRIPTOR and weights_file is None:
+        return DescriptorBackbone()
+    import torchvision.models as zoo
+
+    known = [other for other in zoo.list_models(module=zoo) if other not in _UNSUPPORTED]
+    if name not in known:
+        raise BackboneError(
+            f"unknown backbone {name!r}; expected '{DESCRIPTOR}' or a torchvision classification network such as"
+            f" {_EXAMPLES}"
+        )
+    if weights_file is not None:
+        return NetworkBackbone(name, _read_state_dict(weights_file), "file", str(weights_file), device)
+    reason = "downloads are switched off"
+    try:
+        checkpoint = _cached_checkpoint(zoo.get_model_weights(name).DEFAULT.url, allow_download)
+        if checkpoint is not None:
+            return NetworkBackbone(name, _read_state_dict(checkpoint), "download", str(checkpoint), device)
+    except _DownloadError as exc:
+        reason = str(exc)
+    return DescriptorBackbone(
+        f"The weights of {name} are not on this machine and could not be downloaded ({reason}). Images are described by"
+        " their colours and textures instead, which learns far slower. Give a weights file (BACKBONE_WEIGHTS) or a"
+        " connection to download.pytorch.org and start again."
+    )
+
+
+class NetworkBackbone(Backbone):
+    """A torchvision network without its classifier: features are what the classifier would get, after pooling."""
+
+    def __init__(
+        self, name: str, state_dict: Mapping[str, torch.Tensor], source: WeightsSource, origin: str, device: str | None
+    ) -> None:
+        import torch
+        import torchvision.models as zoo
+
+        preset = zoo.get_model_weights(name).DEFAULT.transforms()
+        self.input_side = int(preset.crop_size[0])
+        # Vision transformers are built for one picture size.
+        options = {"image_size": self.input_side} if name.startswith("vit_") else {}
+        with torch.random.fork_rng(devices=[]):  # its random weights are all replaced; the caller's generator stays
+            network = zoo.get_model(name, weights=None, **options)
+        classifier, self.dim = _replace_classifier(network)
+        _load_features(network, state_dict, classifier, name, origin)
+        self.name = name
+        self.weights_source = source
+        self._resample = Image.Resampling[preset.interpolation.name]
+        try:
+            self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self._network = network.eval().requires_grad_(False).to(self._device)
+        except (RuntimeError, AssertionError) as exc:
+            raise BackboneError(f"device {device!r} cannot be used ({_first_line(exc)}); give 'cpu' or none") from exc
+        mean, std = (
+            getattr(preset, part, default) for part, default in (("mean", _IMAGENET_MEAN), ("std", _IMAGENET_STD))
+        )
+        self._mean, self._std = (torch.tensor(v, device=self._device).mul(255).view(1, 3, 1, 1) for v in (mean, std))
+        # The whole picture is squeezed into the square, not cropped: see `_prepared`.
+        transform = f"squeeze-1 {self.input_side} {self._resample.name} {list(mean)} {list(std)}"
+        self.fingerprint = _fingerprint("torchvision", name, _digest(network.state_dict()), transform)
+
+    def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+        """See `Backbone.embed`; on a GPU in half precision."""
+        import torch
+
+        batch_size = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
+        features = np.empty((len(images), self.dim), dtype=np.float32)
+        for start in range(0, len(images), batch_size):
+            pixels = np.stack([self._prepared(image) for image in images[start : start + batch_size]])  # (B, S, S, 3)
+            with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):
+                batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
+                outputs = self._network((batch - self._mean) / self._std)  # (B, dim)
+            features[start : start + batch_size] = outputs.float().cpu().numpy()
+        if not np.isfinite(features).all():
+            raise BackboneError(f"{self.name} gave features that are not finite; the weights do not fit it: use others")
+        return features
+
+    def _prepared(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        # Torchvision's own transform cuts the middle out. What is to be labeled may lie at the edge.
+        side = (self.input_side, self.input_side)
+        return np.asarray(_rgb(image).resize(side, self._resample, reducing_gap=2.0))
+
+
+class DescriptorBackbone(Backbone):
+    """Colours and textures over a grid, in numpy: what can be had without any weights.
+
+    Blocks of unit length: mean and spread of opponent colours in 4 x 4 cells, a joint colour histogram, gradient
+    orientations in 8 x 8 cells (after Dalal and Triggs 2005), uniform local binary patterns (Ojala et al. 2002), and a
+    coarse grey thumbnail. Histograms enter by their square root (Hellinger), which tames large counts.
+    """
+
+    input_side = 64
+    dim = 2 * 48 + 150 + 512 + 59 + 64
+    name = DESCRIPTOR
+    weights_source: WeightsSource = "descriptor"
+
+    def __init__(self, warning: str | None = None) -> None:
+        self.warning = warning
+        self.fingerprint = _fingerprint(DESCRIPTOR, "colour-texture", "", "1")
+
+    def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+        """See `Backbone.embed`; about 2 ms a picture."""
+        if not images:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return np.stack([self._describe(image) for image in images])
+
+    def _describe(self, image: Image.Image) -> npt.NDArray[np.float32]:
+        side = (self.input_side, self.input_side)
+        # Averaging keeps the colours of large pictures; tiny ones are enlarged smoothly.
+        resample = Image.Resampling.BOX if min(image.size) >= self.input_side else Image.Resampling.BICUBIC
+        rgb = np.asarray(_rgb(image).resize(side, resample), dtype=np.float32)  # (S, S, 3)
+        return np.concatenate([block.ravel() for block in _descriptor_blocks(rgb / np.float32(255))])
+
+
+def _descriptor_blocks(rgb: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    """Blocks of the descriptor, from pixels (S, S, 3) in 0..1."""
+    grey = rgb @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # (S, S)
+    red_green = rgb[..., 0] - rgb[..., 1]
+    yellow_blue = (rgb[..., 0] + rgb[..., 1]) / 2 - rgb[..., 2]
+    opponents = np.stack([grey, red_green, yellow_blue], axis=-1)  # (S, S, 3)
+
+    means = _cell_means(opponents, 4)  # (4, 4, 3)
+    spreads = np.sqrt(np.maximum(_cell_means(opponents**2, 4) - means**2, 0))
+    yield _unit(means - np.array([0.5, 0, 0], dtype=np.float32))
+    yield _unit(spreads)
+
+    # Weak tints are the common ones: the root gives them bins of their own.
+    tints = [np.sign(tint) * np.sqrt(np.abs(tint)) for tint in (red_green, yellow_blue)]
+    bins = (_bin(grey, 0, 1, 6) * 5 + _bin(tints[0], -0.8, 0.8, 5)) * 5 + _bin(tints[1], -0.8, 0.8, 5)
+    yield _hellinger(np.bincount(bins.ravel(), minlength=150))
+
+    # The shape of things tells classes apart best (of the blocks, measured on photos of clothes): hence the weight.
+    yield _HOG_WEIGHT * _hellinger(_cell_means(_oriented_gradients(grey), 8))
+    yield _hellinger(np.bincount(_uniform_patterns(grey).ravel(), minlength=_N_UNIFORM_PATTERNS))
+
+    thumbnail = _cell_means(grey[..., None], 8)
+    yield _unit(thumbnail - thumbnail.mean())
+
+
+def _oriented_gradients(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Gradient magnitudes (S, S, 8) by orientation (sign ignored), each split between the two nearest directions."""
+    gradient_y, gradient_x = np.zeros_like(grey), np.zeros_like(grey)
+    gradient_y[1:-1] = grey[2:] - grey[:-2]
+    gradient_x[:, 1:-1] = grey[:, 2:] - grey[:, :-2]
+    magnitude = np.hypot(gradient_x, gradient_y)
+    position = np.arctan2(gradient_y, gradient_x) % np.pi / np.pi * _N_ORIENTATIONS
+    lower = np.floor(position).astype(int)
+    share = position - lower
+    oriented = np.zeros((*grey.shape, _N_ORIENTATIONS), dtype=np.float32)
+    rows, columns = np.indices(grey.shape)
+    oriented[rows, columns, lower % _N_ORIENTATIONS] += magnitude * (1 - share)
+    oriented[rows, columns, (lower + 1) % _N_ORIENTATIONS] += magnitude * share
+    return oriented
+
+
+def _uniform_patterns(grey: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """The local binary pattern (S-2, S-2) of each inner pixel: 58 uniform ones, and 58 for all others."""
+    side = len(grey)
+    centre = grey[1:-1, 1:-1] + 0.01  # brighter by 1 % of the range counts, noise does not
+    around = [(-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1)]
+    codes = np.zeros(centre.shape, dtype=np.intp)
+    for bit, (dy, dx) in enumerate(around):
+        codes |= (grey[1 + dy : side - 1 + dy, 1 + dx : side - 1 + dx] > centre).astype(np.intp) << bit
+    values = np.arange(256)
+    turned = (values >> 1) | ((values & 1) << 7)
+    n_changes = sum(((values ^ turned) >> bit) & 1 for bit in range(8))
+    uniform = n_changes <= 2
+    numbers = np.where(uniform, np.cumsum(uniform) - 1, _N_UNIFORM_PATTERNS - 1)
+    return numbers[codes]
+
+
+def _cell_means(values: npt.NDArray[np.float32], n_cells: int) -> npt.NDArray[np.float32]:
+    """Means (n, n, C) of (S, S, C) over a grid of n x n cells."""
+    side, _, channels = values.shape
+    step = side // n_cells
+    means: npt.NDArray[np.float32] = values.reshape(n_cells, step, n_cells, step, channels).mean(axis=(1, 3))
+    return means
+
+
+def _bin(values: npt.NDArray[np.float32], low: float, high: float, n_bins: int) -> npt.NDArray[np.intp]:
+    return np.clip(((values - low) / (high - low) * n_bins).astype(np.intp), 0, n_bins - 1)
+
+
+def _unit(block: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """The block at length 1; one of nothing but zeros stays so."""
+    return (block / max(float(np.linalg.norm(block)), 1e-6)).astype(np.float32)
+
+
+def _hellinger(histogram: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    return _unit(np.sqrt(histogram))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _fingerprint(kind: str, name: str, weights_digest: str, transform: str) -> str:
+    return hashlib.sha256("\n".join((kind, name, weights_digest, transform)).encode()).hexdigest()[:16]
+
+
+def _digest(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of weights, whatever file they came in."""
+    digest = hashlib.sha256()
+    for key in sorted(state_dict):
+        if not key.endswith(_COUNTER):
+            values = state_dict[key].detach().cpu().contiguous()
+            digest.update(f"{key} {values.dtype} {tuple(values.shape)}\n".encode())
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _replace_classifier(network: torch.nn.Module) -> tuple[str, int]:
+    """Take the last layer that gives the 1,000 ImageNet classes out; return its name and how many features it took."""
+    from torch import nn
+
+    for key, layer in reversed(list(network.named_modules())):
+        n_outputs = getattr(layer, "out_features", None) or getattr(layer, "out_channels", None)
+        if n_outputs == _N_IMAGENET_CLASSES and isinstance(layer, nn.Linear | nn.Conv2d):
+            parent, _, attribute = key.rpartition(".")
+            setattr(network.get_submodule(parent), attribute, nn.Identity())
+            return key, layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    raise BackboneError(f"{type(network).__name__} has no classifier of {_N_IMAGENET_CLASSES} classes; choose another")
+
+
+def _load_features(
+    network: torch.nn.Module, state_dict: Mapping[str, torch.Tensor], classifier: str, name: str, origin: str
+) -> None:
+    """Load all weights but the classifier's; raises BackboneError unless exactly those are there."""
+    import torch
+
+    expected = network.state_dict()
+    given = {key: value for key, value in state_dict.items() if not key.startswith(f"{classifier}.")}
+    # Counters of training steps play no part in features; old files lack them.
+    missing = [key for key in expected if key not in given and not key.endswith(_COUNTER)]
+    unknown = [key for key in given if key not in expected]
+    misshapen = [
+        f"{key} is {tuple(value.shape)} instead of {tuple(expected[key].shape)}"
+        for key, value in given.items()
+        if key in expected and value.shape != expected[key].shape
+    ]
+    not_finite = [key for key, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    problems = {
+        "lacks": missing,
+        "also holds": unknown,
+        "does not fit": misshapen,
+        "has NaN or infinity in": not_finite,
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{what} {_listed(keys)}" for what, keys in problems.items() if keys)
+        raise BackboneError(f"{origin} does not hold the weights of {name}: it {found}. Give the file of {name} itself")
+    network.load_state_dict(given, strict=False)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = len(keys) - _N_NAMES_SHOWN
+    return ", ".join(keys[:_N_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    if not path.is_file():
+        raise BackboneError(
+            f"the weights file {path} does not exist; give the path of a state dict (.pth, .safetensors)"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as exc:  # what is not a weights file makes torch.load raise almost anything
+        raise BackboneError(
+            f"the weights file {path} cannot be read ({_first_line(exc)}); expected a state dict written by torch.save"
+            " or safetensors"
+        ) from exc
+    # Training scripts often wrap the state dict, and DataParallel prefixes its keys.
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise BackboneError(f"the weights file {path} holds no state dict (names and tensors); save model.state_dict()")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).splitlines() or [type(exc).__name__])[0][:200]
+
+
+class _DownloadError(Exception):
+    """Why a checkpoint could not be downloaded."""
+
+
+def _cached_checkpoint(url: str, allow_download: bool) -> Path | None:
+    """The checkpoint in torch's cache, downloaded if it must and may be; None if it must but may not."""
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if _is_whole(path, path.name):
+        return path
+    if not allow_download:
+        return None
+    _download(url, path)
+    return path
+
+
+def _is_whole(path: Path, name: str) -> bool:
+    """Whether the file is there and is the one whose hash the name tells."""
+    named = _HASH_IN_NAME.search(name)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return named is None or hashlib.file_digest(file, "sha256").hexdigest().startswith(named[1])
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a checkpoint beside its place, check its hash and move it there; raises _DownloadError."""
+    import httpx
+
+    partial: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with httpx.stream("GET", url, timeout=_DOWNLOAD_TIMEOUT_S, follow_redirects=True) as response:
+            response.raise_for_status()
+            with tempfile.NamedTemporaryFile(
+                dir=path.parent, prefix=f"{path.stem}.", suffix=".part", delete=False
+            ) as file:
+                partial = Path(file.name)
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+        if not _is_whole(partial, path.name):
+            raise _DownloadError(f"what {httpx.URL(url).host} sent has another hash than expected")
+        partial.replace(path)
+    except (httpx.HTTPError, OSError) as exc:
+        raise _DownloadError(_first_line(exc)) from exc
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)

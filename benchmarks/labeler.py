@@ -1,0 +1,221 @@
+"""A labeler at work: real Label Studio, its own `next` endpoint, labels from folder names.
+
+Starts the demo on four fifths of a folder of class folders, labels what Label Studio hands out, one task at a time, waits
+after each submit for the version that knows it, and measures accuracy on the held-out fifth with the published head.
+
+    python -m benchmarks.labeler --images DIR [--labels 60] [--weights FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from backend.adapters.backbones import load_backbone
+from backend.adapters.images import decode
+from backend.adapters.registry import Registry
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "benchmarks" / "results"
+HELD_OUT = 5  # every fifth image of each class, in shuffled order
+CHECKPOINTS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300)
+
+
+def main() -> None:
+    """Runs one labeler and prints what happened."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder of class folders")
+    parser.add_argument("--labels", type=int, default=60, help="labels to submit")
+    parser.add_argument("--weights", type=Path, help="BACKBONE_WEIGHTS")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the held-out fifth")
+    parser.add_argument("--run-dir", type=Path, help="folder of the demo; default: a new one with Label Studio reused")
+    parser.add_argument("--name", default="labeler", help="name of the JSON file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run(arguments, Path(folder))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{arguments.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print_table(result)
+
+
+def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Starts the demo, labels, measures."""
+    pool_folder, held_out = split(arguments.images, folder / "pool", arguments.seed)
+    run_dir = arguments.run_dir or folder / "run"
+    run_dir.mkdir(exist_ok=True)
+    installed = REPOSITORY / ".run" / "label-studio"
+    if not (run_dir / "label-studio").exists() and installed.exists():
+        (run_dir / "label-studio").symlink_to(installed)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if arguments.weights:
+        environment["BACKBONE_WEIGHTS"] = str(arguments.weights.resolve())
+    command = [
+        sys.executable, "-m", "backend", "demo", "--images", str(pool_folder), "--run-dir", str(run_dir),
+        "--label-studio-port", str(free_port()), "--backend-port", str(free_port()),
+    ]  # fmt: skip
+    demo = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=sys.stderr)
+    try:
+        while not (run_dir / "demo.json").exists():
+            if demo.poll() is not None:
+                raise SystemExit("the demo did not start")
+            time.sleep(0.2)
+        facts = json.loads((run_dir / "demo.json").read_text())
+        return label(arguments, facts, run_dir, held_out)
+    finally:
+        demo.send_signal(signal.SIGINT)
+        demo.wait(60)
+
+
+def split(images: Path, target: Path, seed: int) -> tuple[Path, dict[Path, str]]:
+    """Copies four fifths of each class to `target`; the rest, path → class."""
+    rng = np.random.default_rng(seed)
+    held_out = {}
+    for class_folder in sorted(path for path in images.iterdir() if path.is_dir()):
+        files = sorted(class_folder.iterdir())
+        for position, index in enumerate(rng.permutation(len(files))):
+            if position % HELD_OUT == 0:
+                held_out[files[index]] = class_folder.name
+            else:
+                (target / class_folder.name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(files[index], target / class_folder.name)
+    return target, held_out
+
+
+def label(
+    arguments: argparse.Namespace, facts: dict[str, Any], run_dir: Path, held_out: dict[Path, str]
+) -> dict[str, Any]:
+    """The labeling session."""
+    project_id = facts["project_id"]
+    label_studio = httpx.Client(
+        base_url=facts["label_studio_url"],
+        headers={"Authorization": f"Token {facts['label_studio_token']}"},
+        timeout=60,
+    )
+    backend = httpx.Client(
+        base_url=facts["backend_url"], auth=(facts["backend_user"], facts["backend_password"]), timeout=60
+    )
+    backbone = load_backbone("mobilenet_v2", arguments.weights)
+    embeddings = embed(backbone, list(held_out))
+    registry = Registry(run_dir / "data" / "projects")
+    submits, publishes, fresh, ascending = [], [], [], []
+    served_by_version: dict[str, list[float]] = defaultdict(list)
+    accuracies: dict[int, float] = {}
+    counts: Counter[str] = Counter()
+    for n in range(1, arguments.labels + 1):
+        task = label_studio.get(f"/api/projects/{project_id}/next").json()
+        status = backend.get(f"/api/projects/{project_id}/status").json()
+        scores = queue_scores(label_studio, project_id)
+        version = scores["version"]
+        waiting = [score for task_id, score in scores["tasks"].items() if task_id != task["id"]]
+        own = scores["tasks"].get(task["id"])
+        if own is not None:
+            served_by_version[version].append(own)
+            ascending.append(all(own <= score for score in waiting))
+        fresh.append(own is not None and status["labels_used"] == n - 1)
+        name = Path(task["data"]["image"].partition("?d=")[2]).parent.name
+        counts[name] += 1
+        body = {
+            "result": [{"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": [name]}}],
+            "lead_time": 1.0,
+        }
+        started = time.monotonic()
+        label_studio.post(f"/api/tasks/{task['id']}/annotations/", json=body).raise_for_status()
+        submits.append(time.monotonic() - started)
+        while backend.get(f"/api/projects/{project_id}/status").json()["labels_used"] < n:
+            if time.monotonic() - started > 60:
+                raise SystemExit(f"label {n} was not in a published version within 60 s")
+            time.sleep(0.01)
+        publishes.append(time.monotonic() - started)
+        if n in CHECKPOINTS or n == arguments.labels:
+            accuracies[n] = accuracy(registry, project_id, embeddings, list(held_out.values()))
+            print(f"{n:4d} labels  held-out accuracy {accuracies[n]:.3f}", file=sys.stderr)
+    final = backend.get(f"/api/projects/{project_id}/status").json()
+    return {
+        "images": arguments.images.name,
+        "backbone": final["backbone"],
+        "acquisition": final["acquisition"],
+        "labels_submitted": arguments.labels,
+        "labels_used": final["labels_used"],
+        "labels_by_class": dict(counts),
+        "accuracy_held_out": accuracies,
+        "n_held_out": len(held_out),
+        "accuracy_cross_validated": final["accuracy"],
+        "pool_size": final["pool_size"],
+        "served_lowest_score": sum(ascending),
+        "served_scored": len(ascending),
+        "served_from_newest_version": sum(fresh),
+        "submit_s": quantiles(submits),
+        "submit_to_version_s": quantiles(publishes),
+    }
+
+
+def queue_scores(label_studio: httpx.Client, project_id: int) -> dict[str, Any]:
+    """The active version and the scores of its predictions on tasks without annotation."""
+    version = label_studio.get(f"/api/projects/{project_id}/").json()["model_version"]
+    predictions = label_studio.get("/api/predictions/", params={"project": project_id, "page_size": 10000}).json()
+    found = predictions["results"] if isinstance(predictions, dict) else predictions
+    return {
+        "version": version,
+        "tasks": {item["task"]: item["score"] for item in found if item["model_version"] == version},
+    }
+
+
+def embed(backbone: Any, files: list[Path]) -> np.ndarray:
+    """Embeddings (N, D) of image files."""
+    batches = []
+    for start in range(0, len(files), 64):
+        images: list[Image.Image] = [decode(path.read_bytes()) for path in files[start : start + 64]]
+        batches.append(backbone.embed(images))
+    return np.concatenate(batches)
+
+
+def accuracy(registry: Registry, project_id: int, embeddings: np.ndarray, labels: list[str]) -> float:
+    """Share of right top classes of the published head; 0 before there is one."""
+    record = registry.published_record(project_id)
+    head = registry.head(record) if record else None
+    if head is None:
+        return 0.0
+    top = head.predict_proba(embeddings).argmax(axis=1)
+    return float(np.mean([head.classes[index] == label for index, label in zip(top, labels, strict=True)]))
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Median, 95th percentile and maximum."""
+    values = np.asarray(seconds)
+    return {
+        "median": round(float(np.median(values)), 3),
+        "p95": round(float(np.quantile(values, 0.95)), 3),
+        "max": round(float(values.max()), 3),
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """One line per figure."""
+    for name, value in result.items():
+        print(f"{name:<28} {json.dumps(value)}")
+
+
+def free_port() -> int:
+    """A free port on the loopback address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

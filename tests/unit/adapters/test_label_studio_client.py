@@ -1,0 +1,605 @@
+"""The Label Studio client against a small real HTTP server: routes, paging, tokens, and the sentence of each failure."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from backend.adapters import label_studio as client_module
+from backend.adapters.label_studio import LabelStudioClient
+from backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnreachableError,
+    ProjectNotFoundError,
+)
+from backend.schema import AnnotatedTask, Annotation, QueueEntry, Task
+
+# label-studio-sdk 2.0.19 reads the refreshed token with a method that pydantic calls old.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+
+TOKEN = "0123456789abcdef-secret"
+
+
+@dataclass
+class Request:
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: Any
+
+
+Answer = tuple[int, Any]
+Connect = Callable[[str, str], LabelStudioClient]
+
+
+@dataclass
+class Server:
+    """Answers with `answer(request)`: a status and JSON (or bytes, as a web page); remembers what was asked."""
+
+    url: str = ""
+    answer: Callable[[Request], Answer] = lambda _: (200, {})
+    seen: list[Request] = field(default_factory=list)
+
+    def always(self, status: int, body: Any = None) -> None:
+        self.answer = lambda _: (status, body)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = urlsplit(self.path)
+            query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+            request = Request(
+                self.command, parts.path, query, dict(self.headers.items()), json.loads(raw) if raw else None
+            )
+            state.seen.append(request)
+            status, body = state.answer(request)
+            page = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html" if isinstance(body, bytes) else "application/json")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = handle_any
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class QuietServer(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:  # a client that gave up waiting is what a test wants
+            pass
+
+    httpd = QuietServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+    thread.start()
+    state.url = f"http://127.0.0.1:{httpd.server_address[1]}"
+    yield state
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK pauses a second before it tries again; here a millisecond is enough."""
+    monkeypatch.setattr("label_studio_sdk.core.http_client.INITIAL_RETRY_DELAY_SECONDS", 0.001)
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[str, str], LabelStudioClient]]:
+    """Builds clients, and closes their connections after the test."""
+    clients: list[LabelStudioClient] = []
+
+    def build(url: str, token: str) -> LabelStudioClient:
+        clients.append(LabelStudioClient(url, token))
+        return clients[-1]
+
+    yield build
+    for client in clients:
+        if "_sdk" in vars(client):
+            client._sdk._client_wrapper.httpx_client.httpx_client.close()
+
+
+@pytest.fixture
+def client(server: Server, connect: Connect) -> LabelStudioClient:
+    return connect(server.url + "/", TOKEN)
+
+
+PROJECT = {
+    "id": 3,
+    "title": "Weather",
+    "created_at": "2026-03-04T05:06:07.123456Z",
+    "label_config": "<View/>",
+    "model_version": "v1",
+    "sampling": "Sequential sampling",
+    "show_collab_predictions": True,
+    "members": [{"id": 1}],
+}
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_project_is_read(server: Server, client: LabelStudioClient) -> None:
+    """The fields we use, by Label Studio's names; what it leaves out or sets to null becomes empty."""
+    server.always(200, PROJECT)
+    project = client.project(3)
+    assert (project.id, project.title, project.model_version) == (3, "Weather", "v1")
+    assert project.show_collab_predictions
+    assert (server.seen[0].method, server.seen[0].path) == ("GET", "/api/projects/3/")
+    server.always(200, {"id": 3, "model_version": None, "title": None})
+    assert client.project(3).model_version == ""
+
+
+def test_all_projects_are_read_over_several_pages(server: Server, client: LabelStudioClient) -> None:
+    """101 projects on two pages of Label Studio's own paging."""
+
+    def answer(request: Request) -> Answer:
+        page = int(request.query["page"])
+        ids = range(1, 102)[(page - 1) * 100 : page * 100]
+        return 200, {"count": 101, "next": None, "results": [{**PROJECT, "id": number} for number in ids]}
+
+    server.answer = answer
+    assert [project.id for project in client.projects()] == list(range(1, 102))
+    assert len(server.seen) == 2
+
+
+def test_tasks_are_read_page_by_page(
+    server: Server, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five tasks, two to a page: three requests, all tasks once, references as they stand in the data."""
+    monkeypatch.setattr(client_module, "TASKS_PER_PAGE", 2)
+    raw = [
+        {"id": 1, "data": {"image": "/data/upload/1.jpg", "image2": "no"}},
+        {"id": 2, "data": {"image": "s3://bucket/2.jpg"}},
+        {"id": 3, "data": {"image": None}},
+        {"id": 4, "data": {"image": ["/data/upload/4.jpg"]}},
+        {"id": 5, "data": {"text": "no image"}},
+    ]
+
+    def answer(request: Request) -> Answer:
+        start = (int(request.query["page"]) - 1) * int(request.query["page_size"])
+        return 200, {"tasks": raw[start : start + 2], "total": 5}
+
+    server.answer = answer
+    assert client.tasks(7, "image") == [
+        Task(1, "/data/upload/1.jpg"),
+        Task(2, "s3://bucket/2.jpg"),
+        Task(3, None),
+        Task(4, None),
+        Task(5, None),
+    ]
+    assert [request.query["page"] for request in server.seen] == ["1", "2", "3"]
+    first = server.seen[0]
+    assert (first.path, first.query["project"], first.query["resolve_uri"]) == ("/api/tasks/", "7", "false")
+
+
+def test_an_empty_project_takes_one_request(server: Server, client: LabelStudioClient) -> None:
+    """No tasks, no second page (which Label Studio would answer with 404)."""
+    server.always(200, {"tasks": [], "total": 0})
+    assert client.tasks(7, "image") == []
+    assert len(server.seen) == 1
+
+
+def test_tasks_deleted_while_reading_end_the_reading(
+    server: Server, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label Studio still says four but gives no more: no endless loop."""
+    monkeypatch.setattr(client_module, "TASKS_PER_PAGE", 2)
+    pages = iter([[{"id": 1, "data": {}}, {"id": 2, "data": {}}], []])
+    server.answer = lambda _: (200, {"tasks": next(pages), "total": 4})
+    assert [task.id for task in client.tasks(7, "image")] == [1, 2]
+
+
+def test_annotated_tasks_are_read_with_their_annotations(server: Server, client: LabelStudioClient) -> None:
+    """Only tasks with a submitted or skipped annotation are asked for; what is malformed is left out, never an error."""
+    good = {"type": "choices", "value": {"choices": ["cat"]}}
+    annotations = [
+        {
+            "id": 11,
+            "result": [good],
+            "was_cancelled": False,
+            "ground_truth": True,
+            "updated_at": "2026-01-01T00:00:00Z",
+        },
+        {"id": 12, "result": [], "was_cancelled": True},
+        {"id": 13, "result": "not a list", "updated_at": None},
+        {"id": 14, "result": [good, "not a region", None]},
+    ]
+    server.always(
+        200,
+        {
+            "tasks": [{"id": 1, "data": {"image": "a.jpg"}, "annotations": annotations}, {"id": 2, "data": {}}],
+            "total": 2,
+        },
+    )
+    assert client.annotated_tasks(7, "image") == [
+        AnnotatedTask(
+            Task(1, "a.jpg"),
+            [
+                Annotation(11, [good], False, True, "2026-01-01T00:00:00Z"),
+                Annotation(12, [], True, False, ""),
+                Annotation(13, [], False, False, ""),
+                Annotation(14, [good], False, False, ""),
+            ],
+        ),
+        AnnotatedTask(Task(2, None), []),
+    ]
+    query = json.loads(server.seen[0].query["query"])
+    assert query["filters"]["conjunction"] == "or"
+    assert {item["filter"] for item in query["filters"]["items"]} == {
+        "filter:tasks:total_annotations",
+        "filter:tasks:cancelled_annotations",
+    }
+
+
+def test_the_change_mark_moves_with_counts_and_with_the_latest_task(server: Server, client: LabelStudioClient) -> None:
+    """One more annotation, one more skip, one changed task: each is another mark; nothing new is the same mark."""
+    counts = {"task_number": 5, "total_annotations_number": 2, "skipped_annotations_number": 0}
+    latest = {"tasks": [{"id": 4, "updated_at": "2026-01-01"}], "total": 5}
+
+    def mark(changed_counts: dict[str, int], changed_latest: dict[str, Any]) -> str:
+        server.answer = lambda request: (
+            200,
+            changed_latest if request.path == "/api/tasks/" else {**PROJECT, **changed_counts},
+        )
+        return client.change_mark(3)
+
+    same = mark(counts, latest)
+    assert mark(counts, latest) == same
+    others = {
+        mark({**counts, "total_annotations_number": 3}, latest),
+        mark({**counts, "skipped_annotations_number": 1}, latest),
+        mark({**counts, "task_number": 6}, latest),
+        mark(counts, {"tasks": [{"id": 4, "updated_at": "2026-01-02"}], "total": 5}),
+        mark(counts, {"tasks": [], "total": 0}),
+    }
+    assert len(others) == 5
+    assert same not in others
+
+
+def test_who_and_what(server: Server, client: LabelStudioClient) -> None:
+    """The token's user, and the release in both of Label Studio's spellings."""
+    server.always(200, {"email": "a@b.c"})
+    assert client.whoami()["email"] == "a@b.c"
+    server.always(200, {"release": "1.23.2"})
+    assert client.server_version() == "1.23.2"
+    server.always(200, {"label-studio-os-package": {"version": "1.22"}})
+    assert client.server_version() == "1.22"
+    server.always(200, {})
+    assert client.server_version() == "unknown"
+
+
+def test_prediction_counts_leave_out_predictions_without_version(server: Server, client: LabelStudioClient) -> None:
+    """Version → number, as whole numbers."""
+    server.always(200, {"v1": 3, "v2": "4"})
+    assert client.prediction_counts(3) == {"v1": 3, "v2": 4}
+    assert server.seen[0].path == "/api/projects/3/model-versions/"
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_pushed_in_one_request(server: Server, client: LabelStudioClient) -> None:
+    """Task, result, score and version of each entry, as the bulk import wants them."""
+    server.always(201, {"created": 2})
+    result = [{"type": "choices"}]
+    client.push_predictions(3, "v2", [QueueEntry(7, 0.25, result), QueueEntry(8, 0.5, [])])
+    (request,) = server.seen
+    assert (request.method, request.path) == ("POST", "/api/projects/3/import/predictions")
+    assert request.body == [
+        {"task": 7, "result": result, "score": 0.25, "model_version": "v2"},
+        {"task": 8, "result": [], "score": 0.5, "model_version": "v2"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda client: client.push_predictions(3, "v", [QueueEntry(1, 0.5, [])]), id="push_predictions"),
+        pytest.param(lambda client: client.import_tasks(3, [{"data": {"image": "a"}}]), id="import_tasks"),
+        pytest.param(lambda client: client.create_project("Weather", "<View/>"), id="create_project"),
+        pytest.param(lambda client: client.save_webhook(3, None, url="http://b/webhook"), id="save_webhook"),
+        pytest.param(lambda client: client.save_backend(3, None, url="http://b"), id="save_backend"),
+    ],
+)
+def test_what_creates_something_is_sent_once(
+    server: Server, client: LabelStudioClient, write: Callable[[LabelStudioClient], object]
+) -> None:
+    """A 500 may come after the rows were written: sending again would make predictions, tasks or webhooks twice."""
+    server.always(500, {"detail": "database is locked"})
+    with pytest.raises(LabelStudioError, match="500"):
+        write(client)
+    assert len(server.seen) == 1
+
+
+def test_a_passing_failure_of_a_read_is_tried_again(server: Server, client: LabelStudioClient) -> None:
+    """Label Studio restarts behind its proxy: 502, 503, then the answer."""
+    answers = iter([(502, b"<html>bad gateway</html>"), (503, {}), (200, PROJECT)])
+    server.answer = lambda _: next(answers)
+    assert client.project(3).id == 3
+    assert len(server.seen) == 3
+
+
+ROUTES = [
+    (lambda client: client.activate_version(3, "v2"), "PATCH", "/api/projects/3/", {"model_version": "v2"}),
+    (lambda client: client.update_project(3, sampling="x"), "PATCH", "/api/projects/3/", {"sampling": "x"}),
+    (
+        lambda client: client.delete_predictions(3, "v1"),
+        "DELETE",
+        "/api/projects/3/model-versions/",
+        {"model_version": "v1"},
+    ),
+    (lambda client: client.save_backend(3, 5, url="u"), "PATCH", "/api/ml/5", {"project": 3, "url": "u"}),
+    (lambda client: client.save_backend(3, None, url="u"), "POST", "/api/ml/", {"project": 3, "url": "u"}),
+    (lambda client: client.delete_backend(5), "DELETE", "/api/ml/5", None),
+    (lambda client: client.save_webhook(3, 6, url="u"), "PATCH", "/api/webhooks/6/", {"url": "u"}),
+    (lambda client: client.save_webhook(3, None, url="u"), "POST", "/api/webhooks/", {"project": 3, "url": "u"}),
+    (lambda client: client.delete_webhook(6), "DELETE", "/api/webhooks/6/", None),
+    (
+        lambda client: client.import_tasks(3, [{"data": {"image": "a"}}]),
+        "POST",
+        "/api/projects/3/import",
+        [{"data": {"image": "a"}}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "method", "path", "body"), ROUTES)
+def test_each_change_goes_to_its_route(
+    server: Server,
+    client: LabelStudioClient,
+    call: Callable[[LabelStudioClient], object],
+    method: str,
+    path: str,
+    body: Any,
+) -> None:
+    """Method, path and body are Label Studio's; an empty answer (204) is fine."""
+    server.always(204 if method == "DELETE" else 200, None if method == "DELETE" else {"id": 1})
+    call(client)
+    (request,) = server.seen
+    assert (request.method, request.path, request.body) == (method, path, body)
+
+
+def test_webhooks_of_the_whole_organization_are_not_the_project_s(server: Server, client: LabelStudioClient) -> None:
+    """Label Studio lists them together; only the project's own are ours to change."""
+    server.always(200, [{"id": 1, "project": 3}, {"id": 2, "project": None}, {"id": 4, "project": 4}])
+    assert [webhook["id"] for webhook in client.webhooks(3)] == [1]
+
+
+def test_a_local_storage_is_made_once(server: Server, client: LabelStudioClient) -> None:
+    """Found by its path, else created."""
+    server.answer = lambda request: (
+        (200, [{"id": 8, "path": "/images/a"}]) if request.method == "GET" else (201, {"id": 9})
+    )
+    assert client.save_local_storage(3, "a", "/images/a", ".*") == 8
+    assert client.save_local_storage(3, "b", "/images/b", ".*") == 9
+    assert [request.method for request in server.seen] == ["GET", "GET", "POST"]
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def jwt(kind: str, expires_in_s: float, serial: int = 0) -> str:
+    def part(content: dict[str, Any]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(content).encode()).decode().rstrip("=")
+
+    claims = {"token_type": kind, "exp": int(time.time() + expires_in_s), "jti": str(serial), "user_id": 1}
+    return f"{part({'alg': 'HS256', 'typ': 'JWT'})}.{part(claims)}.c2lnbmF0dXJl"
+
+
+def test_a_legacy_token_is_sent_as_it_is(server: Server, client: LabelStudioClient) -> None:
+    """`Token …` with every request, and for plain requests of others."""
+    server.always(200, PROJECT)
+    client.project(3)
+    assert server.seen[0].headers["Authorization"] == f"Token {TOKEN}"
+    assert client.auth_headers() == {"Authorization": f"Token {TOKEN}"}
+    assert client.token_kind() == "legacy token"
+
+
+@pytest.mark.parametrize("prefix", ["", "/label-studio"])
+def test_a_personal_token_is_exchanged_for_a_session_token(server: Server, connect: Connect, prefix: str) -> None:
+    """One refresh serves all requests while the session token lives, also below a path; the refresh token stays home."""
+    refresh, access = jwt("refresh", 1000), jwt("access", 300)
+    server.answer = lambda request: (
+        (200, {"access": access}) if request.path == f"{prefix}/api/token/refresh/" else (200, PROJECT)
+    )
+    client = connect(server.url + prefix, refresh)
+    client.project(3)
+    client.project(3)
+    assert client.token_kind() == "personal access token"
+    assert client.auth_headers() == {"Authorization": f"Bearer {access}"}
+    assert [request.path for request in server.seen] == [
+        f"{prefix}/api/token/refresh/",
+        f"{prefix}/api/projects/3/",
+        f"{prefix}/api/projects/3/",
+    ]
+    assert server.seen[0].body == {"refresh": refresh}
+    assert [request.headers["Authorization"] for request in server.seen[1:]] == [f"Bearer {access}"] * 2
+
+
+def test_an_ended_session_token_is_refreshed(server: Server, connect: Connect) -> None:
+    """The session token has run out: the next request fetches another one by itself."""
+    serials = iter(range(100))
+    server.answer = lambda request: (
+        (200, {"access": jwt("access", -5, next(serials))}) if "refresh" in request.path else (200, PROJECT)
+    )
+    client = connect(server.url, jwt("refresh", 1000))
+    client.project(3)
+    n_requests = len(server.seen)
+    client.project(3)
+    assert any("refresh" in request.path for request in server.seen[n_requests:])
+
+
+def test_an_ended_personal_token_is_an_auth_error_without_a_request(server: Server, connect: Connect) -> None:
+    """The token itself says that it has run out."""
+    token = jwt("refresh", -10)
+    with pytest.raises(LabelStudioAuthError, match="expired") as caught:
+        connect(server.url, token).project(3)
+    assert token not in str(caught.value)
+    assert server.seen == []
+
+
+def test_a_revoked_personal_token_is_an_auth_error(server: Server, connect: Connect) -> None:
+    """Label Studio refuses to refresh it."""
+    server.always(401, {"detail": "Token is blacklisted", "code": "token_not_valid"})
+    token = jwt("refresh", 1000)
+    client = connect(server.url, token)
+    for call in (lambda: client.project(3), client.auth_headers):
+        with pytest.raises(LabelStudioAuthError, match="personal access token") as caught:
+            call()
+        assert "blacklisted" in str(caught.value)
+        assert token not in str(caught.value)
+
+
+def test_an_empty_token_is_told_before_any_request(server: Server, connect: Connect) -> None:
+    """The setting is named, and where to find a token."""
+    with pytest.raises(LabelStudioAuthError, match="LABEL_STUDIO_TOKEN is empty"):
+        connect(server.url, "").project(3)
+    assert server.seen == []
+
+
+def test_a_token_that_no_header_can_hold_is_an_error_of_ours(server: Server, connect: Connect) -> None:
+    """A copied token with a stray letter: a sentence, without the token."""
+    with pytest.raises(LabelStudioError) as caught:
+        connect(server.url, "s3cret-é-token").project(3)
+    assert "s3cret" not in str(caught.value)
+
+
+# -- failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_told_with_its_kind(server: Server, client: LabelStudioClient, status: int) -> None:
+    """Legacy tokens are off by default in Label Studio: the likeliest cure is named, the token is not."""
+    server.always(status, {"detail": "Authentication credentials were not provided."})
+    with pytest.raises(LabelStudioAuthError, match="legacy tokens are off by default") as caught:
+        client.whoami()
+    assert caught.value.status == status
+    assert server.url in str(caught.value)
+    assert "credentials were not provided" in str(caught.value)
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_project_that_is_not_there_is_its_own_error(server: Server, client: LabelStudioClient) -> None:
+    """Number and place are named; the reconciliation takes this for a deleted project."""
+    server.always(404, {"status_code": 404, "version": "1.23.2", "detail": "No Project matches the given query."})
+    for call in (lambda: client.project(9), lambda: client.activate_version(9, "v1"), lambda: client.change_mark(9)):
+        with pytest.raises(ProjectNotFoundError, match="no project 9") as caught:
+            call()
+        assert caught.value.status == 404
+
+
+def test_a_page_not_found_by_something_else_is_no_deleted_project(server: Server, client: LabelStudioClient) -> None:
+    """A proxy without its Label Studio answers 404 with a page of its own: no reason to set a project aside."""
+    server.always(404, b"<html><title>404 Not Found</title>nginx</html>")
+    with pytest.raises(LabelStudioError) as caught:
+        client.project(9)
+    assert not isinstance(caught.value, ProjectNotFoundError)
+
+
+def test_another_missing_page_is_no_missing_project(server: Server, client: LabelStudioClient) -> None:
+    """A webhook deleted by somebody else meanwhile."""
+    server.always(404, {"detail": "Not found."})
+    with pytest.raises(LabelStudioError, match="answered 404: Not found") as caught:
+        client.delete_webhook(6)
+    assert not isinstance(caught.value, ProjectNotFoundError)
+
+
+def test_a_server_error_is_told_after_the_last_try(server: Server, client: LabelStudioClient) -> None:
+    """Method, address, status and the human part of the body; three tries."""
+    server.always(500, {"detail": "database is locked"})
+    with pytest.raises(LabelStudioError, match=r"GET .*/api/projects/3/ answered 500: database is locked") as caught:
+        client.project(3)
+    assert caught.value.status == 500
+    assert len(server.seen) == 3
+
+
+def test_validation_errors_are_shown(server: Server, client: LabelStudioClient) -> None:
+    """Label Studio's 400 holds the reason in `validation_errors`: that is what the person needs."""
+    server.always(
+        400, {"detail": "Validation error", "validation_errors": {"non_field_errors": ["Can't connect to ML backend"]}}
+    )
+    with pytest.raises(LabelStudioError, match="Can't connect to ML backend"):
+        client.save_backend(3, None, url="http://b")
+
+
+@pytest.mark.parametrize("body", [None, b"", b"<html>" + b"x" * 100_000, ["a list"], "text", {"other": 1}])
+def test_an_error_of_any_shape_is_a_short_sentence(server: Server, client: LabelStudioClient, body: Any) -> None:
+    """Whatever the body is, there is a message, and it is not a page long."""
+    server.always(400, body)
+    with pytest.raises(LabelStudioError, match="answered 400") as caught:
+        client.activate_version(3, "v1")
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_web_page_instead_of_json_is_told(server: Server, client: LabelStudioClient) -> None:
+    """LABEL_STUDIO_URL leads to something else that answers 200."""
+    server.always(200, b"<!DOCTYPE html><html>It works!</html>")
+    with pytest.raises(LabelStudioError, match="not JSON.*check that LABEL_STUDIO_URL"):
+        client.whoami()
+
+
+@pytest.mark.parametrize("body", [[], {}])
+def test_json_of_another_program_is_an_error_of_ours(server: Server, client: LabelStudioClient, body: Any) -> None:
+    """Something else answers with JSON of its own: a sentence, not a KeyError in a job's log."""
+    server.always(200, body)
+    for call in (
+        lambda: client.project(3),
+        lambda: client.tasks(3, "image"),
+        lambda: client.projects(),
+        lambda: client.server_version(),
+        lambda: client.change_mark(3),
+    ):
+        try:
+            call()
+        except LabelStudioError as exc:
+            assert len(str(exc)) > 20
+
+
+def test_nobody_there_is_unreachable(connect: Connect) -> None:
+    """Address, reason and cure; no token."""
+    gone = connect("http://127.0.0.1:9", TOKEN)
+    for call in (lambda: gone.project(3), gone.whoami, lambda: gone.push_predictions(3, "v", [])):
+        with pytest.raises(LabelStudioUnreachableError, match=r"does not answer at http://127\.0\.0\.1:9 ") as caught:
+            call()
+        assert "LABEL_STUDIO_URL" in str(caught.value)
+        assert TOKEN not in str(caught.value)
+
+
+def test_no_answer_in_time_is_unreachable(
+    server: Server, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Label Studio that hangs is as good as none."""
+    monkeypatch.setattr(client_module, "REQUEST_TIMEOUT_S", 0.05)
+    release = threading.Event()
+    server.answer = lambda _: (release.wait(5), (200, PROJECT))[1]
+    with pytest.raises(LabelStudioUnreachableError, match="does not answer"):
+        client.project(3)
+    release.set()
+
+
+def test_building_the_client_asks_nothing(server: Server) -> None:
+    """Only the first call does, so that an import or a start needs no Label Studio."""
+    LabelStudioClient(server.url, TOKEN)
+    assert server.seen == []

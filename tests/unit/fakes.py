@@ -1,0 +1,342 @@
+"""Small honest stand-ins: a Label Studio in memory, images that are one colour, a backbone that sees that colour."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from backend.adapters.backbones import Backbone
+from backend.adapters.jobs import Jobs
+from backend.adapters.label_studio import LabelStudioClient
+from backend.adapters.registry import Registry
+from backend.config import Settings
+from backend.errors import ImageError, LabelStudioError, ProjectNotFoundError
+from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Task
+from backend.services import Services
+
+LABEL_CONFIG = (
+    '<View><Image name="image" value="$image"/>'
+    '<Choices name="choice" toName="image"><Choice value="cat"/><Choice value="dog"/></Choices></View>'
+)
+CREATED_AT = "2026-01-01T00:00:00.000000Z"
+CREATED = 1767225600
+"""The same moment in seconds, as it stands in a project's uid."""
+
+
+def rgb(red: int, green: int = 0, blue: int = 0) -> str:
+    """The reference of an image of this colour; its embedding is (red, green, blue) / 255."""
+    return f"rgb:{red},{green},{blue}"
+
+
+@dataclass
+class FakeProject:
+    """What our Label Studio keeps of one project."""
+
+    project: Project
+    tasks: dict[int, str | None] = field(default_factory=dict)
+    annotations: dict[int, list[Annotation]] = field(default_factory=dict)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    backends: list[dict[str, Any]] = field(default_factory=list)
+    webhooks: list[dict[str, Any]] = field(default_factory=list)
+
+
+class FakeLabelStudio:
+    """One Label Studio in memory, with the rules of the real one that matter here (1.23.2).
+
+    `asked` lists the methods called, in order; `failures` maps a method's name to the error it raises.
+    """
+
+    def __init__(self) -> None:
+        self.url = "http://127.0.0.1:8080"
+        self.asked: list[str] = []
+        self.failures: dict[str, Exception] = {}
+        self._projects: dict[int, FakeProject] = {}
+        self._serial = itertools.count(1)
+        self._clock = itertools.count(1)
+
+    # -- what people do -----------------------------------------------------------------------------------------------
+
+    def add_project(
+        self, project_id: int, images: Sequence[str | None] = (), *, label_config: str = LABEL_CONFIG
+    ) -> FakeProject:
+        """A new project with one task per image, ids from 1 on."""
+        project = Project(project_id, "Animals", CREATED_AT, label_config, "", "Sequential sampling", False)
+        kept = FakeProject(project, dict(enumerate(images, start=1)))
+        self._projects[project_id] = kept
+        return kept
+
+    def remove_project(self, project_id: int) -> None:
+        """Somebody deletes the project."""
+        del self._projects[project_id]
+
+    def change_project(self, project_id: int, **changes: Any) -> None:
+        """Somebody changes its settings."""
+        kept = self._projects[project_id]
+        kept.project = dataclasses.replace(kept.project, **changes)
+
+    def annotate(
+        self, project_id: int, task_id: int, label: str | None, *, skipped: bool = False, truth: bool = False
+    ) -> None:
+        """Somebody submits a label (None: an empty result) or skips the task."""
+        result = [] if label is None or skipped else [region(label)]
+        annotation = Annotation(next(self._serial), result, skipped, truth, self._now())
+        self._projects[project_id].annotations.setdefault(task_id, []).append(annotation)
+
+    def withdraw(self, project_id: int, task_id: int) -> None:
+        """Somebody deletes all annotations of the task."""
+        del self._projects[project_id].annotations[task_id]
+
+    def served_order(self, project_id: int) -> list[int]:
+        """Unlabeled tasks in the order of uncertainty sampling: ascending score of the project's current version."""
+        kept = self._projects[project_id]
+        scored = [
+            (row["score"], row["task"])
+            for row in kept.predictions
+            if row["model_version"] == kept.project.model_version
+            and not any(not annotation.was_cancelled for annotation in kept.annotations.get(row["task"], []))
+        ]
+        return [task_id for _, task_id in sorted(scored)]
+
+    def __getitem__(self, project_id: int) -> FakeProject:
+        return self._projects[project_id]
+
+    # -- what the service asks ----------------------------------------------------------------------------------------
+
+    def whoami(self) -> Mapping[str, Any]:
+        self._ask("whoami")
+        return {"id": 1, "email": "someone@example.org"}
+
+    def server_version(self) -> str:
+        self._ask("server_version")
+        return "1.23.2"
+
+    def token_kind(self) -> str:
+        return "legacy token"
+
+    def auth_headers(self) -> dict[str, str]:
+        self._ask("auth_headers")
+        return {"Authorization": "Token t"}
+
+    def project(self, project_id: int) -> Project:
+        self._ask("project")
+        return self._find(project_id).project
+
+    def projects(self) -> list[Project]:
+        self._ask("projects")
+        return [kept.project for kept in self._projects.values()]
+
+    def update_project(self, project_id: int, **changes: Any) -> None:
+        self._ask("update_project")
+        self._find(project_id)
+        self.change_project(project_id, **changes)
+
+    def tasks(self, project_id: int, image_field: str) -> list[Task]:
+        self._ask("tasks")
+        assert image_field == "image"
+        return [Task(task_id, image) for task_id, image in self._find(project_id).tasks.items()]
+
+    def annotated_tasks(self, project_id: int, image_field: str) -> list[AnnotatedTask]:
+        self._ask("annotated_tasks")
+        assert image_field == "image"
+        kept = self._find(project_id)
+        return [
+            AnnotatedTask(Task(task_id, kept.tasks[task_id]), list(annotations))
+            for task_id, annotations in kept.annotations.items()
+            if task_id in kept.tasks
+        ]
+
+    def change_mark(self, project_id: int) -> str:
+        self._ask("change_mark")
+        kept = self._find(project_id)
+        return repr((kept.tasks, kept.annotations))
+
+    def push_predictions(self, project_id: int, version: str, entries: Sequence[QueueEntry]) -> None:
+        self._ask("push_predictions")
+        kept = self._find(project_id)
+        unknown = [entry.task_id for entry in entries if entry.task_id not in kept.tasks]
+        if unknown:
+            raise LabelStudioError(f"POST …/import/predictions answered 400: invalid task ID {unknown}", status=400)
+        kept.predictions += [
+            {"task": entry.task_id, "score": entry.queue_score, "result": list(entry.result), "model_version": version}
+            for entry in entries
+        ]
+
+    def activate_version(self, project_id: int, version: str) -> None:
+        self._ask("activate_version")
+        kept = self._find(project_id)
+        if not any(row["model_version"] == version for row in kept.predictions):
+            raise LabelStudioError(f"PATCH … answered 400: Model version {version!r} doesn't exist", status=400)
+        self.change_project(project_id, model_version=version)
+
+    def prediction_counts(self, project_id: int) -> dict[str, int]:
+        self._ask("prediction_counts")
+        counts: dict[str, int] = {}
+        for row in self._find(project_id).predictions:
+            counts[row["model_version"]] = counts.get(row["model_version"], 0) + 1
+        return counts
+
+    def delete_predictions(self, project_id: int, version: str) -> None:
+        self._ask("delete_predictions")
+        kept = self._find(project_id)
+        kept.predictions = [row for row in kept.predictions if row["model_version"] != version]
+
+    def backends(self, project_id: int) -> list[Mapping[str, Any]]:
+        self._ask("backends")
+        return [dict(item) for item in self._find(project_id).backends]
+
+    def save_backend(self, project_id: int, backend_id: int | None, **values: Any) -> None:
+        self._ask("save_backend")
+        kept = self._find(project_id)
+        if backend_id is None:
+            kept.backends.append({"id": next(self._serial), "state": "CO", "readable_state": "Connected", **values})
+            # Label Studio makes a webhook of its own, for all actions and without credentials.
+            url = f"{values['url']}/webhook"
+            if not any(item["url"] == url for item in kept.webhooks):
+                self._add_webhook(project_id, url=url, is_active=True, send_payload=True, send_for_all_actions=True)
+        else:
+            (found,) = [item for item in kept.backends if item["id"] == backend_id]
+            found.update(values)
+        self.change_project(project_id, model_version=values.get("title", kept.project.model_version))
+
+    def delete_backend(self, backend_id: int) -> None:
+        self._ask("delete_backend")
+        for kept in self._projects.values():
+            kept.backends = [item for item in kept.backends if item["id"] != backend_id]
+
+    def webhooks(self, project_id: int) -> list[Mapping[str, Any]]:
+        self._ask("webhooks")
+        return [dict(item) for item in self._find(project_id).webhooks]
+
+    def save_webhook(self, project_id: int, webhook_id: int | None, **values: Any) -> None:
+        self._ask("save_webhook")
+        if webhook_id is None:
+            self._add_webhook(project_id, **values)
+            return
+        (found,) = [item for item in self._find(project_id).webhooks if item["id"] == webhook_id]
+        found.update(values)
+
+    def delete_webhook(self, webhook_id: int) -> None:
+        self._ask("delete_webhook")
+        for kept in self._projects.values():
+            kept.webhooks = [item for item in kept.webhooks if item["id"] != webhook_id]
+
+    def _add_webhook(self, project_id: int, **values: Any) -> None:
+        fresh = {"id": next(self._serial), "project": project_id, "headers": {}, "actions": [], **values}
+        self._find(project_id).webhooks.append(fresh)
+
+    def _ask(self, name: str) -> None:
+        self.asked.append(name)
+        if name in self.failures:
+            raise self.failures[name]
+
+    def _find(self, project_id: int) -> FakeProject:
+        if project_id not in self._projects:
+            raise ProjectNotFoundError(f"Label Studio has no project {project_id} that this token may see", status=404)
+        return self._projects[project_id]
+
+    def _now(self) -> str:
+        minutes, seconds = divmod(next(self._clock), 60)
+        return f"2026-01-02T00:{minutes:02d}:{seconds:02d}.000000Z"
+
+
+def region(label: str) -> dict[str, Any]:
+    """One region of an annotation's result under LABEL_CONFIG."""
+    return {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+
+
+class FakeImages:
+    """Pictures of one colour each, named by `rgb()`; 'broken:…' never loads, what is in `away` does not load now."""
+
+    def __init__(self) -> None:
+        self.away: set[str] = set()
+        self.loaded: list[int | None] = []
+
+    def load(self, reference: str, task_id: int | None = None, **_: Any) -> Image.Image:
+        """A picture of one pixel."""
+        self.loaded.append(task_id)
+        if reference in self.away:
+            raise ImageError(f"image {reference!r}: Label Studio answered HTTP 503; try again later", transient=True)
+        if not reference.startswith("rgb:"):
+            raise ImageError(f"image {reference!r} is damaged")
+        red, green, blue = (int(part) for part in reference.removeprefix("rgb:").split(","))
+        return Image.new("RGB", (1, 1), (red, green, blue))
+
+
+class TinyBackbone(Backbone):
+    """Embeds a picture as its mean colour, 0..1 each."""
+
+    name = "tiny"
+    dim = 3
+    weights_source = "descriptor"
+    warning = None
+    input_side = 1
+
+    def __init__(self, fingerprint: str = "f00d") -> None:
+        self.fingerprint = fingerprint
+        self.n_embedded = 0
+
+    def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+        self.n_embedded += len(images)
+        return np.array([np.asarray(image).reshape(-1, 3).mean(axis=0) / 255 for image in images], dtype=np.float32)
+
+
+@dataclass
+class World:
+    """Services of one process around a Label Studio in memory, with a real Redis and a real data folder."""
+
+    services: Services
+    label_studio: FakeLabelStudio
+    images: FakeImages
+    backbone: TinyBackbone
+
+    @property
+    def jobs(self) -> Jobs:
+        return self.services.jobs
+
+    @property
+    def registry(self) -> Registry:
+        return self.services.registry
+
+    def embed_all(self, project_id: int = 1) -> None:
+        """Embeds every task of the project, here and now."""
+        self.services.embedder.embed_now(project_id, self.label_studio.tasks(project_id, "image"))
+
+    def again(self, **changes: Any) -> World:
+        """Another process with the same data, Redis and Label Studio; `changes` are settings."""
+        return build_world(
+            dataclasses.replace(self.services.settings, **changes), self.label_studio, self.images, self.backbone
+        )
+
+    def waiting(self) -> list[str]:
+        """Waiting jobs as 'retrain(1)', the most urgent first."""
+        jobs = [job for queue in self.jobs.queues() for job in queue.jobs]
+        return [f"{job.func_name.removeprefix('backend.worker.')}({job.args[0]})" for job in jobs]
+
+    def empty_queue(self) -> None:
+        """As if workers had done everything that waits."""
+        self.jobs.redis.flushall()
+
+
+def build_world(settings: Settings, label_studio: FakeLabelStudio, images: FakeImages, backbone: TinyBackbone) -> World:
+    services = Services(settings)
+    # The stand-ins take the places that `cached_property` would fill on first use.
+    vars(services).update(label_studio=label_studio, images=images)
+    services._backbone = backbone
+    return World(services, label_studio, images, backbone)
+
+
+def _same_methods() -> None:
+    """The stand-in has no method that the real client lacks."""
+    own = {"add_project", "remove_project", "change_project", "annotate", "withdraw", "served_order"}
+    extra = {name for name in vars(FakeLabelStudio) if not name.startswith("_")} - own - set(dir(LabelStudioClient))
+    assert not extra, extra
+
+
+_same_methods()

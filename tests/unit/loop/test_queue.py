@@ -1,0 +1,87 @@
+"""The window: who comes first, who comes last, and that Label Studio's order is exactly ours."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.loop.queue import SEED_STEP, build_window, seed_queue_score
+
+NOBODY: frozenset[int] = frozenset()
+
+
+def ids(window: list[tuple[int, float]]) -> list[int]:
+    return [task_id for task_id, _ in window]
+
+
+def test_before_the_first_model_the_seed_comes_in_rank_order() -> None:
+    """Three seed tasks, window of two: the first two, ranks as scores."""
+    window = build_window(waiting_seed=[9, 4, 7], queue_scores={}, skipped=NOBODY, size=2)
+    assert window == [(9, seed_queue_score(0)), (4, seed_queue_score(1))]
+    assert seed_queue_score(1) == SEED_STEP
+
+
+def test_the_rest_of_the_seed_comes_before_the_model_s_choice() -> None:
+    """Task 5 waits from the seed although the model finds it dull; then the pool by queue score."""
+    window = build_window(waiting_seed=[5], queue_scores={1: 0.5, 2: 0.3, 5: 0.9}, skipped=NOBODY, size=9)
+    assert window == [(5, 0.0), (2, 0.3), (1, 0.5)]
+
+
+def test_skipped_tasks_come_when_nothing_else_is_left() -> None:
+    """Task 2 has the best score but somebody skipped it: last, and still above all others in score."""
+    window = build_window(waiting_seed=[], queue_scores={1: 0.5, 2: 0.1, 3: 0.7}, skipped=frozenset({2}), size=3)
+    assert ids(window) == [1, 3, 2]
+    assert window[2][1] > 0.7
+    assert ids(build_window(waiting_seed=[], queue_scores={1: 0.5, 2: 0.1}, skipped=frozenset({2}), size=1)) == [1]
+
+
+def test_a_skipped_seed_task_comes_after_the_pool() -> None:
+    """Skipping a seed task puts it behind everything, with a model and without."""
+    with_model = build_window(
+        waiting_seed=[1, 2], queue_scores={1: 0.2, 2: 0.3, 3: 0.9}, skipped=frozenset({1}), size=3
+    )
+    assert ids(with_model) == [2, 3, 1]
+    without = build_window(waiting_seed=[1, 2], queue_scores={}, skipped=frozenset({1}), size=3)
+    assert ids(without) == [2, 1]
+
+
+def test_equal_scores_are_told_apart_by_task_id() -> None:
+    """Label Studio would order equal scores as it likes; ours never are equal."""
+    window = build_window(waiting_seed=[], queue_scores={3: 0.5, 1: 0.5, 2: 0.5}, skipped=NOBODY, size=3)
+    assert ids(window) == [1, 2, 3]
+    assert window[0][1] < window[1][1] < window[2][1]
+
+
+def test_nothing_to_label_is_an_empty_window() -> None:
+    """No pool, no window."""
+    assert build_window(waiting_seed=[], queue_scores={}, skipped=frozenset({1}), size=5) == []
+
+
+TASK_IDS = st.integers(1, 40)
+
+
+@given(
+    st.lists(TASK_IDS, unique=True, max_size=12),
+    st.dictionaries(TASK_IDS, st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.5, 1.0]), max_size=25),
+    st.frozensets(TASK_IDS, max_size=12),
+    st.integers(1, 30),
+    st.booleans(),
+)
+def test_any_window_is_ordered_and_of_the_right_size(
+    seed: list[int], scores: dict[int, float], skipped: frozenset[int], size: int, has_model: bool
+) -> None:
+    """Scores ascend strictly; no task twice; as many as asked for or all; seeds, then pool, then skipped."""
+    scores = {**scores, **dict.fromkeys(seed, 0.4)} if has_model else {}
+    window = build_window(waiting_seed=seed, queue_scores=scores, skipped=skipped, size=size)
+    values = [score for _, score in window]
+    assert all(one < other for one, other in zip(values, values[1:], strict=False))
+    everything = set(seed) | set(scores)
+    assert len(window) == min(size, len(everything))
+    assert set(ids(window)) <= everything
+    assert len(set(ids(window))) == len(window)
+    seeds = [task_id for task_id in seed if task_id not in skipped]
+    assert ids(window)[: len(seeds)] == seeds[:size]
+    kinds = [2 if task_id in skipped else 0 if task_id in seed else 1 for task_id in ids(window)]
+    assert kinds == sorted(kinds)
+    pool = [scores[task_id] for task_id in ids(window) if task_id not in skipped and task_id not in seed]
+    assert pool == sorted(pool)
