@@ -116,7 +116,7 @@ def banned_subnets(
         list[str] | None, typer.Argument(help="Networks to allow; default: the address of BACKEND_URL.")
     ] = None,
 ) -> None:
-    """Print the USER_ADDITIONAL_BANNED_SUBNETS that opens Label Studio to this backend, not to other private addresses."""
+    """Print the USER_ADDITIONAL_BANNED_SUBNETS that opens this address only."""
     from backend.addresses import forbidden_except
 
     if not allow:

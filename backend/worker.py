@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from rq.worker import SimpleWorker
 
-from backend.errors import BackendError, RedisUnavailableError
+from backend.errors import BackendError, ProjectNotFoundError, RedisUnavailableError
 from backend.loop.reconcile import MARK
 from backend.loop.status import BACKBONE_WARNING, LAST_ERROR
 from backend.model import RETRAIN, ActiveLearningModel, services_from_environment
@@ -52,7 +52,7 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
 # -- what the queue names ---------------------------------------------------------------------------------------------
 
 
-def retrain(project_id: int) -> str:
+def retrain(project_id: int) -> str | None:
     """Job: train and publish the next version, if anything changed; the name of the published one."""
     return _run(project_id, lambda services: _fit(services, project_id))
 
@@ -63,7 +63,7 @@ def _fit(services: Services, project_id: int) -> str:
     return str(answer["model_version"])
 
 
-def plan_embedding(project_id: int) -> int:
+def plan_embedding(project_id: int) -> int | None:
     """Job: queue what is not embedded yet; how many images that is."""
     return _run(project_id, lambda services: services.embedder.plan(project_id))
 
@@ -74,7 +74,7 @@ def embed_batch(project_id: int, tasks: list[tuple[int, str | None]]) -> None:
     _run(project_id, lambda services: services.embedder.embed_batch(project_id, batch))
 
 
-def reconcile(project_id: int) -> bool:
+def reconcile(project_id: int) -> bool | None:
     """Job: compare with Label Studio; whether anything had changed."""
     return _run(project_id, lambda services: services.reconciler.reconcile(project_id))
 
@@ -84,15 +84,23 @@ def prune(project_id: int) -> None:
     _run(project_id, lambda services: services.reconciler.prune(project_id))
 
 
-def _run(project_id: int, work: Callable[[Services], Answer]) -> Answer:
-    """Does the work; a failure is kept for the status, and the next reconciliation asks for everything again."""
+def _run(project_id: int, work: Callable[[Services], Answer]) -> Answer | None:
+    """Does the work; a failure is kept for the status, and the next reconciliation asks for everything again.
+
+    A project that is gone from Label Studio is set aside; that is no failure, and None.
+    """
     services = _services.get(None) or services_from_environment()
     jobs = services.jobs
     try:
         answer = work(services)
+    except ProjectNotFoundError as exc:
+        logger.warning("project=%d is gone: %s", project_id, exc)
+        services.registry.forget(project_id)
+        return None
     except Exception as exc:
-        sentence = str(exc) if isinstance(exc, BackendError) else f"{type(exc).__name__}: {exc}"
-        logger.error("job failed project=%d: %s", project_id, sentence)
+        expected = isinstance(exc, BackendError)
+        sentence = str(exc) if expected else f"{type(exc).__name__}: {exc}"
+        logger.error("job failed project=%d: %s", project_id, sentence, exc_info=None if expected else exc)
         try:
             jobs.set_note(project_id, LAST_ERROR, sentence)
             jobs.set_note(project_id, MARK, None)
@@ -122,8 +130,9 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
     stop = threading.Event()
     timer = threading.Thread(target=_reconcile_regularly, args=(services, stop), name="reconcile", daemon=True)
     timer.start()
+    # A failed job is logged above, in one line with the project's id; rq would add a traceback for each.
+    logging.getLogger("rq.worker").addFilter(lambda record: "exception raised while executing" not in record.msg)
     worker = WarmWorker(services)
-    worker.log_result_lifespan = False
     try:
         worker.work(burst=burst, logging_level="WARNING", with_scheduler=False)
     finally:

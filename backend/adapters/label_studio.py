@@ -308,10 +308,10 @@ class LabelStudioClient:
                 f"(status {status}, {detail}): {hint}; set a token from Account & Settings",
                 status=status,
             )
-        if status == 404 and path.startswith("api/projects/"):
-            number = path.split("/")[2]
+        if status == 404 and (path.startswith("api/projects/") or "No Project matches" in detail):
+            named = f"project {path.split('/')[2]}" if path.startswith("api/projects/") else "such project"
             return ProjectNotFoundError(
-                f"Label Studio at {self.url} has no project {number} that this token may see; "
+                f"Label Studio at {self.url} has no {named} that this token may see; "
                 "the number is in the project's address in the browser",
                 status=status,
             )

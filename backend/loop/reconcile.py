@@ -7,7 +7,7 @@ import logging
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry, is_own_version
-from backend.errors import LabelStudioError, ProjectNotFoundError
+from backend.errors import LabelStudioError
 from backend.loop.embed import Embedder
 from backend.loop.projects import register_project
 from backend.schema import Project
@@ -19,6 +19,9 @@ MARK = "mark"
 
 KEPT_PREDICTIONS = 2
 """Versions whose predictions stay in Label Studio: the published one, and the one a labeler may be looking at."""
+
+PRUNED_AT_ONCE = 2
+"""Versions whose predictions one job deletes: two windows of 30, about half a second of Label Studio's time."""
 
 
 class Reconciler:
@@ -42,17 +45,12 @@ class Reconciler:
     def reconcile(self, project_id: int) -> bool:
         """Requests embedding and a retrain if the project changed since it was last looked at; whether it did.
 
-        A project deleted in Label Studio is moved aside here. A queue that someone pointed at no version of ours
+        A queue that someone pointed at no version of ours
         (connecting a backend does that) is pointed at the published version again. Images that failed for a passing
         reason are tried again.
         """
         self._jobs.begin(project_id, "reconcile")
-        try:
-            project = self._label_studio.project(project_id)
-        except ProjectNotFoundError:
-            logger.warning("project=%d is gone from Label Studio", project_id)
-            self._registry.forget(project_id)
-            return False
+        project = self._label_studio.project(project_id)
         self._repair_queue(project)
         config_changed = register_project(self._registry, project)
         passing = [
@@ -69,13 +67,17 @@ class Reconciler:
         return True
 
     def prune(self, project_id: int) -> None:
-        """Deletes predictions of superseded versions from Label Studio, and versions past the limit from disk."""
+        """Deletes predictions of superseded versions from Label Studio, and versions past the limit from disk.
+
+        At most PRUNED_AT_ONCE versions, so that a label never waits long for the worker; the job after the next
+        version goes on with the rest.
+        """
         self._jobs.begin(project_id, "prune")
         published = self._registry.published(project_id)
         held = [version for version in self._label_studio.prediction_counts(project_id) if is_own_version(version)]
-        for version in sorted(held, reverse=True)[KEPT_PREDICTIONS:]:
-            if version != published:
-                self._label_studio.delete_predictions(project_id, version)
+        superseded = [version for version in sorted(held, reverse=True)[KEPT_PREDICTIONS:] if version != published]
+        for version in superseded[-PRUNED_AT_ONCE:]:
+            self._label_studio.delete_predictions(project_id, version)
         pruned = self._registry.prune(project_id, self._keep_versions)
         if pruned:
             logger.info("pruned project=%d versions=%d", project_id, len(pruned))

@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 EMBED_IN_JOB = 256
 """Labeled tasks without embedding that a retrain embeds itself; more than that wait for the embedding jobs."""
 
-PRUNE_EVERY = 10
-"""Versions between two prunings: each deletes about ten windows of predictions, in a job of its own."""
-
 CROSS_VALIDATED = "cross-validated on the labeled tasks, which were chosen because they are hard: usually pessimistic"
 
 
@@ -67,7 +64,7 @@ class Trainer:
         with self._jobs.project_lock(project_id) as lock:
             record = self._make_version(project_id, lock, forced=request.forced)
             self._jobs.answer_retrain(project_id, request.ticket)
-        if record is not None and _version_number(record) % PRUNE_EVERY == 0:
+        if record is not None:
             self._jobs.request_pruning(project_id)
         return record
 
@@ -273,7 +270,3 @@ def _waiting(pool: Sequence[int], skipped: frozenset[int]) -> frozenset[int]:
 
 def _embedded(table: EmbeddingTable, task_ids: Sequence[int]) -> list[int]:
     return [task_id for task_id, row in zip(task_ids, table.rows_of(task_ids).tolist(), strict=True) if row >= 0]
-
-
-def _version_number(record: VersionRecord) -> int:
-    return int(record.version[1:].split("-")[0])

@@ -29,10 +29,12 @@ from typing import Any, TypeVar
 
 import httpx
 import numpy as np
+import yaml
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMPOSE_FILE = REPOSITORY / "docker-compose.yml"
+EXAMPLE = REPOSITORY / ".env.example"
 
 N_WORKERS = 2
 N_IMAGES_PER_KIND = 4
@@ -42,7 +44,7 @@ COLOURS = ("red", "blue")
 SERVICES = {"label-studio": 1, "redis": 1, "web": 1, "worker": N_WORKERS}
 READ_ONLY = ("redis", "web", "worker")
 
-BACKEND_URL = "http://web:9090"
+BACKEND_URL = "http://web.internal:9090"
 LABEL_CONFIG = (
     '<View><Image name="image" value="$image"/><Choices name="choice" toName="image" choice="single">'
     + "".join(f'<Choice value="{colour}"/>' for colour in COLOURS)
@@ -51,6 +53,7 @@ LABEL_CONFIG = (
 
 BUILD_TIMEOUT_S = 3600
 START_TIMEOUT_S = 300
+CONNECT_TIMEOUT_S = 30
 FIRST_BATCH_TIMEOUT_S = 180
 RETRAIN_TIMEOUT_S = 60
 COMMAND_TIMEOUT_S = 180
@@ -121,7 +124,6 @@ class Checks:
 
 
 def main() -> int:
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--engine",
@@ -133,8 +135,10 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     options = parser.parse_args()
     engine = shlex.split(options.engine)
-    if not engine or shutil.which(engine[0]) is None:
-        print(f"there is no {options.engine!r} on this machine; name a compose command with --engine", file=sys.stderr)
+    if not _works(engine):
+        print(
+            f"`{options.engine}` does not work on this machine; name a compose command with --engine", file=sys.stderr
+        )
         return 2
     checks = Checks()
     with tempfile.TemporaryDirectory(prefix="compose-test-") as folder:
@@ -161,6 +165,7 @@ class Run:
     ) -> None:
         self.project = f"compose-test-{secrets.token_hex(3)}"
         self._check = checks
+        self._engine = engine
         self._folder = folder
         # Label Studio (user 1001) and the backend (10001) read what is mounted from here.
         folder.chmod(0o755)
@@ -174,6 +179,7 @@ class Run:
             "LABEL_STUDIO_PASSWORD": secrets.token_urlsafe(18),
             "LABEL_STUDIO_TOKEN": secrets.token_hex(20),
             "BACKEND_PASSWORD": secrets.token_urlsafe(18),
+            "REDIS_PASSWORD": secrets.token_hex(20),
         }
         label_studio_port, backend_port = _free_ports(2)
         values = {
@@ -190,7 +196,7 @@ class Run:
         }
         env_file = folder / ".env"
         env_file.touch(mode=0o600)
-        env_file.write_text(_filled_in(REPOSITORY / ".env.example", values))
+        env_file.write_text(_filled_in(EXAMPLE, values))
         self.compose = Compose(engine, self.project, env_file)
         self.label_studio_url = f"http://127.0.0.1:{label_studio_port}"
         self._label_studio = httpx.Client(
@@ -208,37 +214,44 @@ class Run:
         """Up, project, connect, first batch, doctor, labels, new version, rights."""
         check = self._check
         check("nothing starts without secrets", self.refuses_empty_secrets)
-        check("built", lambda: self.compose("build", timeout_s=BUILD_TIMEOUT_S) and None, needed=True)
-        up = ("up", "--detach", "--scale", f"worker={N_WORKERS}")
-        check("up", lambda: self.compose(*up, timeout_s=BUILD_TIMEOUT_S) and None, needed=True)
+        check("built", self.build, needed=True)
+        check("up", self.up, needed=True)
         check("web is healthy", lambda: _until(self.backend_health, START_TIMEOUT_S), needed=True)
         check("Label Studio is healthy", lambda: _until(self.label_studio_health, START_TIMEOUT_S), needed=True)
         check("health checks of the compose file", lambda: _until(self.health_commands, START_TIMEOUT_S))
         project_id = check("project with images", self.create_project, needed=True)
         assert project_id is not None
         check("connect", lambda: self.connect(project_id), needed=True)
-        first = check("first batch", lambda: _until(lambda: self.first_batch(project_id), FIRST_BATCH_TIMEOUT_S))
+        first = check(
+            "first batch", lambda: _until(lambda: self.first_batch(project_id), FIRST_BATCH_TIMEOUT_S), needed=True
+        )
         check("backend listed and connected", lambda: self.backend_listed(project_id))
         check("webhook listed", lambda: self.webhook_listed(project_id))
         check("other private addresses stay forbidden", lambda: self.refuses_other_addresses(project_id))
         check("doctor", self.doctor)
         check("workers", lambda: _until(lambda: self.workers(project_id), START_TIMEOUT_S))
         check("status only with credentials", lambda: self.status_is_guarded(project_id))
-        check("next task is of the window", lambda: self.next_task(project_id), needed=first is None)
+        check("next task is of the window", lambda: self.next_task(project_id))
         check("4 labels of 2 classes", lambda: self.label(project_id), needed=True)
-        check("new version", lambda: _until(lambda: self.retrained(project_id, first or ""), RETRAIN_TIMEOUT_S))
+        check("new version", lambda: _until(lambda: self.retrained(project_id, first), RETRAIN_TIMEOUT_S))
         check("next task is of the new window", lambda: _until(lambda: self.next_task(project_id), RETRAIN_TIMEOUT_S))
         check("no process runs as root", self.rights)
         check("root file systems are read-only", self.read_only)
-        check("Redis is out of Label Studio's network", self.redis_apart)
+        check("Redis asks for its password", self.redis_is_guarded)
 
     # -- starting -------------------------------------------------------------------------------------------------
 
     def refuses_empty_secrets(self) -> None:
         """.env.example as it is must not start anything."""
-        empty = Compose(self.compose._command[: self.compose._command.index("-p")], self.project, _example())
-        if empty("config", may_fail=True).returncode == 0:
-            raise CheckError("`compose config` accepts .env.example as it is")
+        answer = Compose(self._engine, self.project, EXAMPLE)("config", may_fail=True)
+        if answer.returncode == 0 or "see .env.example" not in answer.stdout + answer.stderr:
+            raise CheckError(f"`compose config` with .env.example as it is: {(answer.stdout + answer.stderr)[-300:]}")
+
+    def build(self) -> None:
+        self.compose("build", timeout_s=BUILD_TIMEOUT_S)
+
+    def up(self) -> None:
+        self.compose("up", "--detach", "--scale", f"worker={N_WORKERS}", timeout_s=BUILD_TIMEOUT_S)
 
     def backend_health(self) -> str:
         return str(self._backend.get("/health").raise_for_status().json()["status"])
@@ -249,8 +262,6 @@ class Run:
 
     def health_commands(self) -> str:
         """The commands that the engine runs for `healthcheck`, run here: not every engine runs them by itself."""
-        import yaml
-
         services = yaml.safe_load(COMPOSE_FILE.read_text())["services"]
         for service, index in _containers():
             kind, *command = services[service]["healthcheck"]["test"]
@@ -271,7 +282,8 @@ class Run:
             for n in range(3 * N_IMAGES_PER_KIND)
         ]
         uploaded, inside, mounted = (pictures[start::3] for start in range(3))
-        files = [("file", (name, png, "image/png")) for _, name, png in uploaded]
+        # Of several files under one name Label Studio keeps the last.
+        files = {name: (name, png, "image/png") for _, name, png in uploaded}
         self._ask("POST", f"/api/projects/{project_id}/import", files=files)
         tasks = [
             {"data": {"image": f"data:image/png;base64,{base64.b64encode(png).decode()}", "colour": colour}}
@@ -299,7 +311,7 @@ class Run:
         """The documented command, as a person would type it after `up`: whatever still starts is waited for."""
         return _until(
             lambda: self.compose.inside("web", "python", "-m", "backend", "connect", str(project_id)).splitlines()[0],
-            START_TIMEOUT_S,
+            CONNECT_TIMEOUT_S,
         )
 
     def first_batch(self, project_id: int) -> str:
@@ -323,16 +335,10 @@ class Run:
 
     def refuses_other_addresses(self, project_id: int) -> None:
         """The hole in Label Studio's guard is the network of the backend, nothing else."""
-        for url in ("http://172.31.251.2:6379", "http://127.0.0.1:8080", "http://10.0.0.1"):
-            answer = self._label_studio.post("/api/webhooks/", json={"project": project_id, "url": url})
-            accepted = answer.is_success
-            if accepted:
-                self._ask("DELETE", f"/api/webhooks/{answer.json()['id']}/")
-            backend = self._label_studio.post("/api/ml/", json={"project": project_id, "url": url})
-            if backend.is_success:
-                self._ask("DELETE", f"/api/ml/{backend.json()['id']}")
-            if backend.is_success or "block" not in backend.text.lower():
-                raise CheckError(f"{url} as a backend: {backend.status_code} {backend.text[:300]}")
+        for url in ("http://172.31.251.2:9090", "http://127.0.0.1:8080", "http://10.0.0.1"):
+            answer = self._label_studio.post("/api/ml/", json={"project": project_id, "url": url})
+            if answer.is_success or "block" not in answer.text.lower():
+                raise CheckError(f"{url} as a backend: {answer.status_code} {answer.text[:300]}")
 
     def doctor(self) -> str:
         answer = self.compose("exec", "-T", "web", "python", "-m", "backend", "doctor", "--json", may_fail=True)
@@ -372,7 +378,7 @@ class Run:
                 ]
                 self._ask("POST", f"/api/tasks/{task['id']}/annotations/", json={"result": result})
 
-    def retrained(self, project_id: int, first: str) -> str:
+    def retrained(self, project_id: int, first: str | None) -> str:
         status = self._status(project_id)
         if status["labels_used"] != 4 or status["model_version"] in (None, first):
             raise CheckError(_shown(status))
@@ -402,10 +408,15 @@ class Run:
             if service in READ_ONLY and ("written" in answer or "Read-only file system" not in answer):
                 raise CheckError(f"{service} {index}: {answer}")
 
-    def redis_apart(self) -> None:
-        resolve = "import socket; print(socket.gethostbyname('redis'))"
-        if self.compose.inside("label-studio", "python", "-c", resolve, may_fail=True).strip():
-            raise CheckError("Label Studio can look up redis")
+    def redis_is_guarded(self) -> None:
+        """Label Studio is in Redis' network and may be made to call it: it must not get in."""
+        ask = (
+            "import socket; redis = socket.create_connection(('redis', 6379), 5);"
+            " redis.sendall(b'PING\\r\\n'); print(redis.recv(100))"
+        )
+        answer = self.compose.inside("label-studio", "python", "-c", ask)
+        if "NOAUTH" not in answer:
+            raise CheckError(answer)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -436,6 +447,13 @@ class Run:
     def _status(self, project_id: int) -> dict[str, Any]:
         status: dict[str, Any] = self._backend.get(f"/api/projects/{project_id}/status").raise_for_status().json()
         return status
+
+
+def _works(engine: Sequence[str]) -> bool:
+    """Whether this is a compose command: `docker` may be there without its compose plugin."""
+    if not engine or shutil.which(engine[0]) is None:
+        return False
+    return subprocess.run([*engine, "version"], capture_output=True, timeout=60, check=False).returncode == 0
 
 
 def _until(attempt: Callable[[], Answer], timeout_s: float) -> Answer:
@@ -480,10 +498,6 @@ def _filled_in(example: Path, values: Mapping[str, str]) -> str:
     for name, value in values.items():
         lines[places[name]] = f"{name}={value}"
     return "\n".join(lines) + "\n"
-
-
-def _example() -> Path:
-    return REPOSITORY / ".env.example"
 
 
 def _free_ports(n_ports: int) -> list[int]:

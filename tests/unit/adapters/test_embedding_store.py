@@ -266,17 +266,30 @@ def test_a_folder_without_a_first_commit_counts_as_empty(store: EmbeddingStore, 
     assert not (tmp_path / "f00d.lance.corrupt-1").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_that_may_not_be_written_is_said_so(store: EmbeddingStore) -> None:
-    """Missing permission is reported, and the dataset is not taken for damaged."""
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore
+from backend.errors import BackendError
+store = EmbeddingStore(Path(sys.argv[1]), "f00d", 2)
+store.read()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # no file may grow beyond 100 bytes
+try:
+    store.upsert([EmbeddingRow(2, "x", np.zeros(2))])
+except BackendError as exc:
+    print(exc)
+"""
+
+
+def test_a_failing_disk_is_not_taken_for_a_damaged_dataset(store: EmbeddingStore, tmp_path: Path) -> None:
+    """When nothing can be written any more, that is said, and what is there stays in place."""
     store.upsert([row(1)])
-    (store.path / "data").chmod(0o500)
-    try:
-        with pytest.raises(BackendError, match="cannot be written"):
-            store.upsert([row(2)])
-    finally:
-        (store.path / "data").chmod(0o700)
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "cannot be written" in answer.stdout
     assert store.read().task_ids.tolist() == [1]
+    assert not list(tmp_path.glob("*.corrupt-*"))
 
 
 WRITER = """

@@ -35,14 +35,10 @@ def test_skipped_tasks_come_when_nothing_else_is_left() -> None:
     assert ids(build_window(waiting_seed=[], queue_scores={1: 0.5, 2: 0.1}, skipped=frozenset({2}), size=1)) == [1]
 
 
-def test_a_skipped_seed_task_comes_after_the_pool() -> None:
-    """Skipping a seed task puts it behind everything, with a model and without."""
-    with_model = build_window(
-        waiting_seed=[1, 2], queue_scores={1: 0.2, 2: 0.3, 3: 0.9}, skipped=frozenset({1}), size=3
-    )
-    assert ids(with_model) == [2, 3, 1]
-    without = build_window(waiting_seed=[1, 2], queue_scores={}, skipped=frozenset({1}), size=3)
-    assert ids(without) == [2, 1]
+def test_a_seed_of_skipped_tasks_is_still_a_queue() -> None:
+    """Everything was skipped, so the caller gives skipped tasks as the seed: they come in rank order."""
+    window = build_window(waiting_seed=[2, 1], queue_scores={}, skipped=frozenset({1, 2}), size=3)
+    assert ids(window) == [2, 1]
 
 
 def test_equal_scores_are_told_apart_by_task_id() -> None:
@@ -71,6 +67,7 @@ def test_any_window_is_ordered_and_of_the_right_size(
     seed: list[int], scores: dict[int, float], skipped: frozenset[int], size: int, has_model: bool
 ) -> None:
     """Scores ascend strictly; no task twice; as many as asked for or all; seeds, then pool, then skipped."""
+    seed = [task_id for task_id in seed if task_id not in skipped]
     scores = {**scores, **dict.fromkeys(seed, 0.4)} if has_model else {}
     window = build_window(waiting_seed=seed, queue_scores=scores, skipped=skipped, size=size)
     values = [score for _, score in window]
@@ -79,8 +76,7 @@ def test_any_window_is_ordered_and_of_the_right_size(
     assert len(window) == min(size, len(everything))
     assert set(ids(window)) <= everything
     assert len(set(ids(window))) == len(window)
-    seeds = [task_id for task_id in seed if task_id not in skipped]
-    assert ids(window)[: len(seeds)] == seeds[:size]
+    assert ids(window)[: len(seed)] == seed[:size]
     kinds = [2 if task_id in skipped else 0 if task_id in seed else 1 for task_id in ids(window)]
     assert kinds == sorted(kinds)
     pool = [scores[task_id] for task_id in ids(window) if task_id not in skipped and task_id not in seed]

@@ -1,0 +1,145 @@
+"""Keeping one embedding per task: what is missing is planned, embedded in batches, and forgotten when it is gone."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import World, rgb
+
+from backend.adapters.embedding_store import EmbeddingTable
+from backend.errors import LabelingConfigError
+from backend.schema import Progress, Task
+
+IMAGES = [rgb(10 * number, 5) for number in range(1, 6)]
+
+
+@pytest.fixture
+def pictures(world: World) -> World:
+    """Project 1 with tasks 1 to 5, none embedded; two tasks to a batch."""
+    world.label_studio.add_project(1, IMAGES)
+    return world
+
+
+def work(world: World) -> None:
+    """Does the waiting embedding jobs, as a worker does, until none is left."""
+    queue = world.jobs.queues()[1]
+    while queue.count:
+        job = queue.jobs[0]
+        queue.pop_job_id()
+        if job.func_name.endswith("embed_batch"):
+            world.services.embedder.embed_batch(job.args[0], [Task(*pair) for pair in job.args[1]])
+        else:
+            world.services.embedder.plan(job.args[0])
+
+
+def table(world: World) -> EmbeddingTable:
+    return world.services.embedder.table(1)
+
+
+def test_a_plan_queues_what_is_missing_in_batches(pictures: World) -> None:
+    """Five tasks by id // 2: {1}, {2, 3}, {4, 5}; the project becomes known, progress starts at none."""
+    assert pictures.services.embedder.plan(1) == 5
+    assert pictures.waiting() == ["embed_batch(1)"] * 3
+    assert pictures.jobs.queued_buckets(1) == {0, 1, 2}
+    assert pictures.jobs.progress(1) == Progress(0, 5)
+    assert pictures.registry.known_projects() == [1]
+
+
+def test_a_second_plan_does_not_queue_the_same_batches_again(pictures: World) -> None:
+    """An interrupted or repeated plan only adds what does not wait already."""
+    pictures.services.embedder.plan(1)
+    pictures.label_studio[1].tasks[9] = rgb(9, 9)
+    assert pictures.services.embedder.plan(1) == 6
+    assert pictures.jobs.queued_buckets(1) == {0, 1, 2, 4}
+    assert len(pictures.waiting()) == 4
+
+
+def test_when_all_is_embedded_a_retrain_is_asked_for(pictures: World) -> None:
+    """The jobs run out by themselves: every task has its embedding, one retrain waits."""
+    pictures.services.embedder.plan(1)
+    work(pictures)
+    assert table(pictures).task_ids.tolist() == [1, 2, 3, 4, 5]
+    assert table(pictures).embeddings[0].tolist() == pytest.approx([10 / 255, 5 / 255, 0], abs=1e-3)
+    assert pictures.jobs.progress(1) == Progress(5, 5)
+    assert pictures.waiting() == ["retrain(1)"]
+    assert pictures.backbone.n_embedded == 5
+
+
+def test_nothing_is_embedded_twice(pictures: World) -> None:
+    """A batch that is done again (a killed worker, a second plan) costs nothing."""
+    pictures.embed_all()
+    pictures.embed_all()
+    pictures.services.embedder.embed_batch(1, [Task(1, IMAGES[0])])
+    assert pictures.backbone.n_embedded == 5
+
+
+def test_a_task_that_is_gone_loses_its_embedding(pictures: World) -> None:
+    """Deleted in Label Studio, with or without an image that ever worked."""
+    pictures.label_studio[1].tasks[6] = "broken:6"
+    pictures.embed_all()
+    for task_id in (2, 6):
+        del pictures.label_studio[1].tasks[task_id]
+    assert pictures.services.embedder.plan(1) == 0
+    assert table(pictures).task_ids.tolist() == [1, 3, 4, 5]
+    assert dict(table(pictures).failures) == {}
+
+
+def test_a_task_with_another_image_is_embedded_again(pictures: World) -> None:
+    """The old embedding is not used for the new picture."""
+    pictures.embed_all()
+    pictures.label_studio[1].tasks[2] = rgb(0, 0, 255)
+    assert pictures.services.embedder.plan(1) == 1
+    work(pictures)
+    embedding = table(pictures).get(2)
+    assert embedding is not None
+    assert embedding.tolist() == [0, 0, 1]
+
+
+def test_bad_images_stop_nothing_and_are_reported(pictures: World) -> None:
+    """Broken, missing, and away for now: each is kept with its reason, the others are embedded."""
+    tasks = pictures.label_studio[1].tasks
+    tasks.update({6: "broken:6", 7: None, 8: rgb(8, 8)})
+    pictures.images.away.add(rgb(8, 8))
+    pictures.services.embedder.plan(1)
+    work(pictures)
+    assert table(pictures).task_ids.tolist() == [1, 2, 3, 4, 5]
+    assert {task: failure.transient for task, failure in table(pictures).failures.items()} == {
+        6: False,
+        7: False,
+        8: True,
+    }
+    assert set(pictures.registry.image_failures(1)) == {"6", "7", "8"}
+    assert "labeling config" in pictures.registry.image_failures(1)["7"]
+    assert pictures.waiting() == ["retrain(1)"]
+
+
+def test_only_bad_images_in_a_batch_are_fine(world: World) -> None:
+    """Not one good picture: the backbone is not asked."""
+    world.label_studio.add_project(1, ["broken:1", None])
+    world.embed_all()
+    assert world.backbone.n_embedded == 0
+    assert set(table(world).failures) == {1, 2}
+
+
+def test_an_empty_project_asks_for_a_retrain_that_finds_nothing(world: World) -> None:
+    """No tasks, nothing to embed, no error."""
+    world.label_studio.add_project(1)
+    assert world.services.embedder.plan(1) == 0
+    assert world.jobs.progress(1) == Progress(0, 0)
+
+
+def test_a_config_that_is_not_understood_embeds_nothing(world: World) -> None:
+    """Which field holds the image is not known then."""
+    world.label_studio.add_project(1, IMAGES, label_config="<View/>")
+    with pytest.raises(LabelingConfigError):
+        world.services.embedder.plan(1)
+    assert world.waiting() == []
+
+
+def test_projects_keep_their_embeddings_apart(pictures: World) -> None:
+    """Task 1 of project 1 and task 1 of project 2 are different pictures."""
+    pictures.label_studio.add_project(2, [rgb(0, 255)])
+    pictures.embed_all(1)
+    pictures.embed_all(2)
+    assert pictures.services.embedder.table(2).task_ids.tolist() == [1]
+    assert pictures.services.embedder.table(2).embeddings[0].tolist() == [0, 1, 0]
+    assert table(pictures).embeddings[0].tolist() != [0, 1, 0]

@@ -1,0 +1,229 @@
+"""The comparison with Label Studio: what no webhook told is found, and nothing is done where nothing changed."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import World, rgb
+
+from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnreachableError
+from backend.loop.reconcile import MARK
+
+IMAGES = [rgb(250, 0), rgb(200, 0), rgb(0, 250), rgb(0, 200)]
+
+
+@pytest.fixture
+def animals(world: World) -> World:
+    """Project 1 with a published model; all is embedded and seen, nothing waits."""
+    world.label_studio.add_project(1, IMAGES)
+    world.embed_all()
+    world.label_studio.annotate(1, 1, "cat")
+    world.label_studio.annotate(1, 3, "dog")
+    assert world.services.trainer.retrain(1) is not None
+    world.services.reconciler.reconcile(1)
+    return world
+
+
+def settle(world: World) -> None:
+    """As if the workers had done all that waits: no job, no marker."""
+    for queue in world.jobs.queues():
+        queue.empty()
+    for key in world.jobs.redis.keys("*marker*"):
+        world.jobs.redis.delete(key)
+
+
+def test_the_first_look_asks_for_everything(world: World) -> None:
+    """A project never seen before is registered, embedded and trained."""
+    world.label_studio.add_project(1, IMAGES)
+    assert world.services.reconciler.reconcile(1)
+    assert world.waiting() == ["retrain(1)", "plan_embedding(1)"]
+    assert world.registry.known_projects() == [1]
+
+
+def test_nothing_changed_asks_for_nothing(animals: World) -> None:
+    """The mark is as it was: two small requests to Label Studio, no job."""
+    settle(animals)
+    animals.label_studio.asked.clear()
+    assert not animals.services.reconciler.reconcile(1)
+    assert animals.waiting() == []
+    assert set(animals.label_studio.asked) == {"project", "change_mark"}
+
+
+@pytest.mark.parametrize("event", ["label", "task", "withdraw", "delete", "config"])
+def test_a_change_that_no_webhook_told_is_found(animals: World, event: str) -> None:
+    """Whatever was missed is asked for, once."""
+    settle(animals)
+    kept = animals.label_studio[1]
+    if event == "label":
+        animals.label_studio.annotate(1, 2, "cat")
+    elif event == "task":
+        kept.tasks[9] = rgb(1, 2)
+    elif event == "withdraw":
+        animals.label_studio.withdraw(1, 1)
+    elif event == "delete":
+        del kept.tasks[4]
+    else:
+        animals.label_studio.change_project(1, label_config=kept.project.label_config.replace("cat", "fox"))
+    assert animals.services.reconciler.reconcile(1)
+    assert animals.waiting() == ["retrain(1)", "plan_embedding(1)"]
+    settle(animals)
+    assert not animals.services.reconciler.reconcile(1)
+
+
+def test_a_project_deleted_in_label_studio_is_set_aside(animals: World) -> None:
+    """Nothing of it is served or asked for again."""
+    settle(animals)
+    animals.label_studio.remove_project(1)
+    assert not animals.services.reconciler.reconcile(1)
+    assert animals.registry.known_projects() == []
+    assert animals.registry.published(1) is None
+    assert animals.waiting() == []
+
+
+def test_a_newer_project_of_the_same_id_starts_afresh(animals: World) -> None:
+    """Label Studio's database was made anew: the new project 1 sees nothing of the old one, and is embedded whole."""
+    settle(animals)
+    animals.label_studio.remove_project(1)
+    animals.label_studio.add_project(1, [rgb(9, 9)])
+    animals.label_studio.change_project(1, created_at="2026-05-05T00:00:00.000000Z")
+    assert animals.services.reconciler.reconcile(1)
+    assert animals.registry.published(1) is None
+    assert animals.services.embedder.table(1).task_ids.tolist() == []
+    assert animals.services.embedder.plan(1) == 1
+
+
+@pytest.mark.parametrize(
+    "failure", [LabelStudioUnreachableError("away"), LabelStudioAuthError("refused", status=401), LabelStudioError("?")]
+)
+def test_label_studio_away_is_no_deleted_project(animals: World, failure: LabelStudioError) -> None:
+    """Only an answer that the project does not exist sets it aside."""
+    animals.label_studio.failures["project"] = failure
+    with pytest.raises(type(failure)):
+        animals.services.reconciler.reconcile(1)
+    assert animals.registry.known_projects() == [1]
+    assert animals.registry.published(1) is not None
+
+
+def test_a_queue_ordered_by_the_backend_s_title_is_repaired(animals: World) -> None:
+    """Connecting a backend points the queue at its title, which no prediction carries."""
+    published = animals.registry.published(1)
+    animals.label_studio.change_project(1, model_version="Active learning")
+    animals.services.reconciler.reconcile(1)
+    assert animals.label_studio[1].project.model_version == published
+    assert animals.label_studio.served_order(1) != []
+
+
+def test_a_version_chosen_by_a_person_stays(animals: World) -> None:
+    """Somebody chose an older version of ours under Settings → Model: that is not ours to change."""
+    chosen = "v0001-9labels-20250101T000000Z"
+    animals.label_studio.change_project(1, model_version=chosen)
+    animals.label_studio.asked.clear()
+    animals.services.reconciler.reconcile(1)
+    assert "activate_version" not in animals.label_studio.asked
+    assert animals.label_studio[1].project.model_version == chosen
+
+
+def test_a_queue_that_cannot_be_repaired_gets_a_new_version(animals: World) -> None:
+    """Somebody deleted all predictions: a forced retrain is asked for, since labels alone would give nothing new."""
+    settle(animals)
+    animals.label_studio.change_project(1, model_version="")
+    animals.label_studio[1].predictions.clear()
+    animals.services.reconciler.reconcile(1)
+    assert "retrain(1)" in animals.waiting()
+    assert animals.jobs.begin_retrain(1).forced
+
+
+def test_an_empty_queue_needs_no_repair(animals: World) -> None:
+    """Everything is labeled, so the published version has no predictions: no retrain in a circle."""
+    for task_id in (2, 4):
+        animals.label_studio.annotate(1, task_id, "cat")
+    assert animals.services.trainer.retrain(1) is not None
+    animals.services.reconciler.reconcile(1)
+    settle(animals)
+    animals.label_studio.change_project(1, model_version="Active learning")
+    animals.services.reconciler.reconcile(1)
+    assert animals.waiting() == []
+
+
+def test_images_that_failed_for_a_passing_reason_are_tried_again(world: World) -> None:
+    """Task 2's server was away, task 3's image is broken: only task 2 is asked for again, and succeeds."""
+    world.label_studio.add_project(1, [rgb(1, 1), rgb(2, 2), "broken:3"])
+    world.images.away.add(rgb(2, 2))
+    world.embed_all()
+    assert set(world.services.embedder.table(1).failures) == {2, 3}
+    world.services.reconciler.reconcile(1)
+    settle(world)
+    world.images.away.clear()
+    world.embed_all()
+    assert world.services.embedder.table(1).task_ids.tolist() == [1, 2]
+    assert set(world.services.embedder.table(1).failures) == {3}
+    assert not world.services.reconciler.reconcile(1)
+
+
+def test_a_request_during_the_comparison_makes_another_one(animals: World) -> None:
+    """The marker is taken first, so that a config change while comparing is not lost."""
+    settle(animals)
+    animals.jobs.request_reconciliation(1)
+    animals.services.reconciler.reconcile(1)
+    settle_jobs = animals.waiting()
+    animals.jobs.request_reconciliation(1)
+    assert len(animals.waiting()) == len(settle_jobs) + 1
+
+
+def test_a_deleted_mark_makes_everything_asked_for_again(animals: World) -> None:
+    """That is how a failed job gets another chance."""
+    settle(animals)
+    animals.jobs.set_note(1, MARK, None)
+    assert animals.services.reconciler.reconcile(1)
+
+
+# -- pruning ----------------------------------------------------------------------------------------------------------
+
+
+def push_row(world: World, version: str) -> None:
+    world.label_studio[1].predictions.append({"task": 2, "score": 0.1, "result": [], "model_version": version})
+
+
+def prune_all(world: World) -> None:
+    """As many prune jobs as it takes: each deletes a few versions, so that no label waits long for the worker."""
+    counts = None
+    while counts != (counts := world.label_studio.prediction_counts(1)):
+        world.services.reconciler.prune(1)
+
+
+def test_one_job_deletes_only_a_few_versions(animals: World) -> None:
+    """Ten superseded versions are not deleted in one go: a label would wait behind it."""
+    for number in range(1, 11):
+        push_row(animals, f"v0000-{number}labels-20250101T000000Z")
+    animals.services.reconciler.prune(1)
+    n_left = len(animals.label_studio.prediction_counts(1))
+    assert 3 <= n_left < 11
+
+
+def test_predictions_of_older_versions_are_deleted(animals: World) -> None:
+    """The published version and the one before it stay, with what others pushed; three older ones go."""
+    published = animals.registry.published(1)
+    assert published is not None
+    older = [f"v0000-{n}labels-2025010{n}T000000Z" for n in range(1, 5)]
+    for version in [*older, "somebody else's"]:
+        push_row(animals, version)
+    prune_all(animals)
+    assert set(animals.label_studio.prediction_counts(1)) == {published, older[-1], "somebody else's"}
+
+
+def test_the_newest_by_number_stay(animals: World) -> None:
+    """v10000 is newer than v9999."""
+    names = [f"v{number}-2labels-20300101T000000Z" for number in (9998, 9999, 10000, 10001)]
+    for name in names:
+        push_row(animals, name)
+    prune_all(animals)
+    assert set(animals.label_studio.prediction_counts(1)) == {animals.registry.published(1), names[2], names[3]}
+
+
+def test_versions_past_the_limit_are_deleted_from_disk(animals: World) -> None:
+    """Of four kept versions, with a limit of two, the two newest stay."""
+    for _ in range(3):
+        animals.jobs.request_retrain(1, forced=True)
+        assert animals.services.trainer.retrain(1) is not None
+    newest = animals.registry.versions(1)[:2]
+    animals.again(keep_versions=2).services.reconciler.prune(1)
+    assert animals.registry.versions(1) == newest
