@@ -1,6 +1,6 @@
 """Brings docker-compose.yml up for real, labels four images, takes it down again; one line per check.
 
-    python tests/compose/run.py [--engine "docker compose"] [--weights FILE] [--keep]
+    python tests/compose/run.py [--engine "docker compose"] [--weights FILE] [--torch-backend cpu] [--keep]
 
 Needs a compose engine, access to package downloads for the image's first build, and the project's virtual environment.
 The engine's health checks and `depends_on` conditions are not relied on: whatever may still be starting is tried again.
@@ -238,6 +238,7 @@ class Run:
         check("no process runs as root", self.rights)
         check("root file systems are read-only", self.read_only)
         check("Redis asks for its password", self.redis_is_guarded)
+        check("nothing is lost by down and up", lambda: self.down_and_up(project_id))
 
     # -- starting -------------------------------------------------------------------------------------------------
 
@@ -417,6 +418,19 @@ class Run:
         answer = self.compose.inside("label-studio", "python", "-c", ask)
         if "NOAUTH" not in answer:
             raise CheckError(answer)
+
+    def down_and_up(self, project_id: int) -> str:
+        """As for an update of the images: new containers on the old volumes."""
+        before = self._status(project_id)
+        self.compose("down")
+        self.up()
+        _until(self.backend_health, START_TIMEOUT_S)
+        _until(self.label_studio_health, START_TIMEOUT_S)
+        after = self._status(project_id)
+        same = ("labels_used", "pool_size", "accuracy")
+        if [after[name] for name in same] != [before[name] for name in same] or not after["model_version"]:
+            raise CheckError(f"before {_shown(before)}, after {_shown(after)}")
+        return _until(self.doctor, RETRAIN_TIMEOUT_S)
 
     # -- the end --------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from backend.adapters.jobs import Jobs
 from backend.config import Settings
 
 with warnings.catch_warnings():
-    # label-studio-tools, which label-studio-ml needs, holds "\\$" in a plain string: an error where warnings are errors.
+    # label-studio-tools, which label-studio-ml needs, has invalid escapes: an error where warnings are errors.
     warnings.simplefilter("ignore")
     import label_studio_tools.core.label_config  # noqa: F401
 

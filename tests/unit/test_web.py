@@ -671,7 +671,7 @@ def test_a_setup_that_failed_without_redis_is_asked_again(project: World, dead_r
 
 
 def test_label_studio_is_asked_for_nothing_by_a_request(project: World, client: FlaskClient) -> None:
-    """Answers come from what is at hand: a slow Label Studio never makes a slow answer, and no two wait on each other."""
+    """Answers come from what is at hand: a slow Label Studio makes no slow answer, and no two wait on each other."""
     project.label_studio.asked.clear()
     client.post("/predict", json={"tasks": [task(1)], "project": UID})
     client.post("/webhook", json=payload("ANNOTATION_CREATED"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -266,14 +267,12 @@ def test_redis_holds_no_pickle(jobs: Jobs) -> None:
     jobs.request_retrain(3)
     jobs.enqueue_batch(3, 0, [Task(1, "/data/upload/1.jpg")])
     values: list[bytes] = []
-    for key in jobs.redis.keys():
+    for key in jobs.redis.scan_iter():
         kind = jobs.redis.type(key)
         if kind == b"hash":
             values += jobs.redis.hgetall(key).values()
         elif kind == b"string":
             values.append(jobs.redis.get(key))
-    import zlib
-
     data = []
     for value in values:
         raw = zlib.decompress(value) if value[:1] == b"\x78" else value

@@ -1,4 +1,4 @@
-"""The Label Studio client against a small real HTTP server: routes, paging, tokens, and the sentence of each failure."""
+"""The Label Studio client against a small real HTTP server: routes, paging, tokens, the sentence of each failure."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def server() -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(page)
 
-        do_GET = do_POST = do_PATCH = do_DELETE = handle_any
+        do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815 - the names http.server looks for
 
         def log_message(self, *_: object) -> None:
             pass
@@ -212,7 +212,7 @@ def test_tasks_deleted_while_reading_end_the_reading(
 
 
 def test_annotated_tasks_are_read_with_their_annotations(server: Server, client: LabelStudioClient) -> None:
-    """Only tasks with a submitted or skipped annotation are asked for; what is malformed is left out, never an error."""
+    """Only tasks with a submitted or skipped annotation are asked for; what is malformed is left out."""
     good = {"type": "choices", "value": {"choices": ["cat"]}}
     annotations = [
         {
@@ -419,7 +419,7 @@ def test_a_legacy_token_is_sent_as_it_is(server: Server, client: LabelStudioClie
 
 @pytest.mark.parametrize("prefix", ["", "/label-studio"])
 def test_a_personal_token_is_exchanged_for_a_session_token(server: Server, connect: Connect, prefix: str) -> None:
-    """One refresh serves all requests while the session token lives, also below a path; the refresh token stays home."""
+    """One refresh serves all requests while the session token lives, also where Label Studio is below a path."""
     refresh, access = jwt("refresh", 1000), jwt("access", 300)
     server.answer = lambda request: (
         (200, {"access": access}) if request.path == f"{prefix}/api/token/refresh/" else (200, PROJECT)
@@ -556,7 +556,7 @@ def test_an_error_of_any_shape_is_a_short_sentence(server: Server, client: Label
 def test_a_web_page_instead_of_json_is_told(server: Server, client: LabelStudioClient) -> None:
     """LABEL_STUDIO_URL leads to something else that answers 200."""
     server.always(200, b"<!DOCTYPE html><html>It works!</html>")
-    with pytest.raises(LabelStudioError, match="not JSON.*check that LABEL_STUDIO_URL"):
+    with pytest.raises(LabelStudioError, match=r"not JSON.*check that LABEL_STUDIO_URL"):
         client.whoami()
 
 
@@ -568,13 +568,10 @@ def test_json_of_another_program_is_an_error_of_ours(server: Server, client: Lab
         lambda: client.project(3),
         lambda: client.tasks(3, "image"),
         lambda: client.projects(),
-        lambda: client.server_version(),
         lambda: client.change_mark(3),
     ):
-        try:
+        with pytest.raises(LabelStudioError, match="LABEL_STUDIO_URL"):
             call()
-        except LabelStudioError as exc:
-            assert len(str(exc)) > 20
 
 
 def test_nobody_there_is_unreachable(connect: Connect) -> None:

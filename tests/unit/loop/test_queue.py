@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,7 +73,7 @@ def test_any_window_is_ordered_and_of_the_right_size(
     scores = {**scores, **dict.fromkeys(seed, 0.4)} if has_model else {}
     window = build_window(waiting_seed=seed, queue_scores=scores, skipped=skipped, size=size)
     values = [score for _, score in window]
-    assert all(one < other for one, other in zip(values, values[1:], strict=False))
+    assert all(one < other for one, other in pairwise(values))
     everything = set(seed) | set(scores)
     assert len(window) == min(size, len(everything))
     assert set(ids(window)) <= everything

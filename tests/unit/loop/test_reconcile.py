@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 from fakes import World, rgb
 
-from backend.errors import LabelStudioAuthError, LabelStudioError, LabelStudioUnreachableError
+from backend.errors import (
+    LabelStudioAuthError,
+    LabelStudioError,
+    LabelStudioUnreachableError,
+    ProjectNotFoundError,
+)
 from backend.loop.reconcile import MARK
 
 IMAGES = [rgb(250, 0), rgb(200, 0), rgb(0, 250), rgb(0, 200)]
@@ -69,13 +74,12 @@ def test_a_change_that_no_webhook_told_is_found(animals: World, event: str) -> N
     assert not animals.services.reconciler.reconcile(1)
 
 
-def test_a_project_deleted_in_label_studio_is_set_aside(animals: World) -> None:
-    """Nothing of it is served or asked for again."""
+def test_a_project_deleted_in_label_studio_is_told_as_that(animals: World) -> None:
+    """The worker sets it aside (test_worker.py); nothing is asked for."""
     settle(animals)
     animals.label_studio.remove_project(1)
-    assert not animals.services.reconciler.reconcile(1)
-    assert animals.registry.known_projects() == []
-    assert animals.registry.published(1) is None
+    with pytest.raises(ProjectNotFoundError):
+        animals.services.reconciler.reconcile(1)
     assert animals.waiting() == []
 
 

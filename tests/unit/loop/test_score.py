@@ -1,4 +1,4 @@
-"""Predictions: the same numbers as in the queue, one answer per task whatever the task is, the newest version at once."""
+"""Predictions: the same numbers as in the queue, one answer for any task, the newest version at once."""
 
 from __future__ import annotations
 

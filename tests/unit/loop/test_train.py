@@ -463,7 +463,7 @@ def test_a_config_that_is_not_understood_keeps_the_old_version(animals: World) -
 
 
 def test_a_task_deleted_meanwhile_does_not_stop_the_retrain(animals: World) -> None:
-    """Task 3 is gone from Label Studio and not yet from the embeddings: the label on task 1 is published all the same."""
+    """Task 3 is gone from Label Studio and not yet from the embeddings: the labels are published all the same."""
     label(animals, cat=[1, 2], dog=[5, 6])
     del animals.label_studio[1].tasks[3]
     record = retrain(animals)

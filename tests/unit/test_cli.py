@@ -1,0 +1,235 @@
+"""The command line: each command prints what it should, and a mistake is one sentence and exit code 1."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import CREATED, LABEL_CONFIG, World, rgb
+from typer.testing import CliRunner, Result
+
+from backend import cli
+from backend.addresses import forbidden_except
+from backend.config import Settings, describe_settings
+from backend.errors import BackendError, ProjectNotFoundError, SettingsError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Commands configure logging for their process; here it is put back."""
+    root, ours = logging.getLogger(), logging.getLogger("backend")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+@pytest.fixture
+def built(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Commands find these services, whatever their settings; `built.given` would be those of the environment."""
+    monkeypatch.setattr("backend.services.Services", lambda _: world.services)
+    return world
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def test_settings_are_listed_with_default_and_meaning() -> None:
+    """Every one of them, and none shows a secret's value."""
+    output = run("settings").output
+    lines = output.splitlines()
+    assert len(lines) == len(describe_settings())
+    for (name, default, description), line in zip(describe_settings(), lines, strict=True):
+        assert line.startswith(name)
+        assert default in line
+        assert line.endswith(description)
+
+
+def test_settings_as_the_table_of_the_readme() -> None:
+    """The README holds exactly these rows, so it cannot be out of date."""
+    rows = run("settings", "--markdown").output.splitlines()
+    assert all(row.startswith("| `") and row.endswith(" |") for row in rows)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [row for row in rows if row not in readme]
+    assert missing == []
+
+
+def test_every_command_is_explained() -> None:
+    """`--help` names every command, and every command has a sentence of its own."""
+    output = run("--help").output
+    names = [command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback]
+    assert {"web", "worker", "connect", "doctor", "status", "settings", "demo"} <= set(names)
+    for name in names:
+        assert name in output
+        explained = run(name, "--help")
+        assert explained.exit_code == 0
+        assert len(explained.output) > 100
+
+
+def test_connect_says_what_it_did(built: World) -> None:
+    """One line per step, and no secret among them."""
+    built.label_studio.add_project(1, [rgb(1, 1)])
+    done = run("connect", "1")
+    assert done.exit_code == 0
+    assert done.output.startswith("connected to project 1, 'Animals'\n  ML backend: http://127.0.0.1:9090")
+    assert "webhook: http://127.0.0.1:9090/webhook" in done.output
+    assert "pass-w0rd" not in done.output
+    assert built.services.webhook_secret not in done.output
+
+
+def test_status_is_json(built: World) -> None:
+    """What the web service answers, without it."""
+    built.registry.register(1, CREATED, LABEL_CONFIG)
+    done = run("status", "1")
+    assert done.exit_code == 0
+    assert json.loads(done.output)["project_id"] == 1
+
+
+def test_doctor_ends_with_1_when_something_is_broken(built: World) -> None:
+    """Nothing runs here: failures with their cures, and the code for scripts."""
+    done = run("doctor")
+    assert done.exit_code == 1
+    assert "FAIL  worker: 0 listening\n      → start one: python -m backend worker" in done.output
+    assert "ok    Redis: answers" in done.output
+
+
+def test_doctor_as_json(built: World) -> None:
+    """One object per line, the same checks."""
+    done = CliRunner().invoke(cli.app, ["doctor", "--json"])
+    checks = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {"name": "Redis", "ok": True, "found": "answers", "cure": None, "warning": False} in checks
+    assert done.exit_code == 1
+
+
+def test_doctor_of_given_projects(built: World) -> None:
+    """Only those are looked at."""
+    done = run("doctor", "7", "8")
+    assert "project 7: access" in done.output
+    assert "project 8: access" in done.output
+
+
+def test_banned_subnets_of_the_backend_s_own_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without argument the address of BACKEND_URL is let through, and only that."""
+    monkeypatch.setenv("BACKEND_URL", "http://127.0.0.1:9090")
+    assert run("banned-subnets").output.strip() == ",".join(forbidden_except("127.0.0.1"))
+
+
+def test_banned_subnets_of_given_networks() -> None:
+    """For compose, where the network is known and not the address."""
+    assert run("banned-subnets", "172.20.0.0/24").output.strip() == ",".join(forbidden_except("172.20.0.0/24"))
+
+
+def test_banned_subnets_of_nonsense_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Malformed networks and hosts that cannot be resolved."""
+    done = run("banned-subnets", "10.0.0.1/8")
+    assert isinstance(done.exception, BackendError)
+    assert "172.20.0.0/24" in str(done.exception)
+    monkeypatch.setenv("BACKEND_URL", "http://nowhere.invalid:9090")
+    done = run("banned-subnets")
+    assert isinstance(done.exception, BackendError)
+    assert "nowhere.invalid" in str(done.exception)
+
+
+def test_settings_come_from_a_file_if_one_is_named(
+    built: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--env-file` stands before the command."""
+    monkeypatch.delenv("SEED_SIZE", raising=False)
+    given: list[Settings] = []
+    monkeypatch.setattr("backend.services.Services", lambda settings: (given.append(settings), built.services)[1])
+    built.registry.register(1, CREATED, LABEL_CONFIG)
+    env_file = tmp_path / "my.env"
+    env_file.write_text("SEED_SIZE=17\n")
+    assert run("--env-file", str(env_file), "status", "1").exit_code == 0
+    assert given[0].seed_size == 17
+    assert isinstance(run("--env-file", str(tmp_path / "no.env"), "status", "1").exception, SettingsError)
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["backend", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+def test_an_error_is_one_line_and_exit_code_1(
+    built: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback: what came, what was expected, what to do."""
+    assert run_main(monkeypatch, "status", "9") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(
+        "error: project 9 is not connected to this service; run: python -m backend connect 9"
+    )
+    assert "Traceback" not in captured.err
+    assert isinstance(run("connect", "9").exception, ProjectNotFoundError)
+
+
+def test_ctrl_c_is_exit_code_130(built: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of any program, and without a traceback."""
+
+    def interrupt(_: int) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(built.services.status, "project", interrupt)
+    assert run_main(monkeypatch, "status", "1") == 130
+
+
+def test_wrong_settings_are_told_all_at_once_by_the_real_program(tmp_path: Path) -> None:
+    """`python -m backend web` with two mistakes in its environment: both lines, exit code 1, no traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "backend", "web"],
+        cwd=tmp_path,
+        env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), "WEB_WORKERS": "none", "REDIS_URL": "nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: settings are wrong")
+    assert "WEB_WORKERS" in done.stderr
+    assert "REDIS_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_argument_is_told_by_the_real_program(tmp_path: Path) -> None:
+    """A project that is no number, a command that is not there."""
+    for arguments in (["connect", "x"], ["conect", "1"], []):
+        done = subprocess.run(
+            [sys.executable, "-m", "backend", *arguments],
+            cwd=tmp_path,
+            env={"PATH": os.defpath, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "Usage" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_log_lines_have_utc_times_and_libraries_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line per event on standard error; other packages speak from WARNING on."""
+    cli.configure_logging("INFO")
+    logging.getLogger("backend.test").info("retrained project=3")
+    logging.getLogger("httpx").info("chatter")
+    logging.getLogger("httpx").warning("trouble")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("Z INFO backend.test retrained project=3")
+    assert lines[1].endswith("Z WARNING httpx trouble")
