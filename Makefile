@@ -49,7 +49,7 @@ lint: dev  ## ruff, mypy, and the floors of the layout
 test: dev  ## every test; what this machine lacks is skipped with the reason
 	$(BIN)/python -m pytest $(TESTS)
 
-compose-test: dev  ## docker-compose.yml brought up for real (ENGINE=docker or a compatible engine)
+compose-test: dev  ## docker-compose.yml brought up for real (ENGINE='docker compose' or alike)
 	$(BIN)/python tests/compose/run.py
 
 bench: dev  ## every benchmark; results in benchmarks/results

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -169,16 +169,8 @@ class Demo:
             DATA_DIR=str(self._run_dir / "data"),
         )
         services = Services(Settings.from_mapping(environment))
-        services.label_studio.whoami()
-        project_id = self._project(services.label_studio, images)
-        backend = [sys.executable, "-m", "backend", *(["--env-file", str(self._env_file)] if self._env_file else [])]
-        with self._step("starting web service and worker"):
-            self._launch("web", [*backend, "web"], environment)
-            self._launch("worker", [*backend, "worker"], environment, restart=True)
-            self._await(f"{backend_url}/health", SERVICE_START_S)
-        with self._step("connecting"):
-            services.connector.connect(project_id)
-        self._await_first_version(services, project_id)
+        with closing(services):
+            project_id = self._prepare_project(services, images, environment)
         facts = {
             "label_studio_url": label_studio_url,
             "label_studio_token": keys["label_studio_token"],
@@ -192,6 +184,20 @@ class Demo:
         }
         _write_private(self._run_dir / "demo.json", json.dumps(facts, indent=2))
         return facts
+
+    def _prepare_project(self, services: Services, images: Path, environment: Mapping[str, str]) -> int:
+        """Project, images, web service, worker, connection, first batch; the project's id."""
+        services.label_studio.whoami()
+        project_id = self._project(services.label_studio, images)
+        backend = [sys.executable, "-m", "backend", *(["--env-file", str(self._env_file)] if self._env_file else [])]
+        with self._step("starting web service and worker"):
+            self._launch("web", [*backend, "web"], environment)
+            self._launch("worker", [*backend, "worker"], environment, restart=True)
+            self._await(f"{services.settings.backend_url}/health", SERVICE_START_S)
+        with self._step("connecting"):
+            services.connector.connect(project_id)
+        self._await_first_version(services, project_id)
+        return project_id
 
     def _secrets(self) -> dict[str, str]:
         """Random, made once and kept where only this user reads them."""
@@ -212,8 +218,8 @@ class Demo:
     def _redis(self, password: str) -> str:
         given = Settings.from_environment(self._env_file).redis_url
         if given != Settings.redis_url:
-            with self._step("looking for Redis"):
-                Jobs(given).ping()
+            with self._step("looking for Redis"), closing(Jobs(given)) as jobs:
+                jobs.ping()
             return given
         with self._step("starting Redis"):
             port = _free_port()
@@ -225,7 +231,8 @@ class Demo:
             )
             self._launch("redis", [_redis_server(), str(config)], process_environment())
             url = f"redis://:{password}@{HOST}:{port}/0"
-            self._await_until(lambda: Jobs(url).ping(), 20, "redis")
+            with closing(Jobs(url)) as jobs:
+                self._await_until(jobs.ping, 20, "redis")
         return url
 
     def _label_studio_command(self) -> list[str]:

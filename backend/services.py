@@ -31,6 +31,12 @@ class Services:
         self._backbone: Backbone | None = None
         self._backbone_guard = Lock()
 
+    def close(self) -> None:
+        """Closes all connections."""
+        self.label_studio.close()
+        self.images.close()
+        self.jobs.close()
+
     @cached_property
     def label_studio(self) -> LabelStudioClient:
         """The client of the one Label Studio this service works for."""

@@ -73,7 +73,8 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
         project_id = project_id_of(uid)
         parse_labeling_config(label_config)
         created = str(uid).partition(".")[2]
-        if created.isdigit() and services.registry.register(project_id, int(created), label_config):
+        hostname = _text(body, "hostname", "")
+        if created.isdigit() and services.registry.register(project_id, int(created), label_config, hostname):
             services.jobs.request_embedding(project_id)
         return jsonify({"model_version": services.registry.published(project_id) or UNTRAINED})
 
@@ -267,7 +268,7 @@ def serve(services: Services) -> None:
                 "proc_name": "active-learning-web",
                 "loglevel": settings.log_level.lower(),
                 "accesslog": None,
-                "worker_tmp_dir": None,
+                "control_socket_disable": True,
             }
             for name, value in options.items():
                 self.cfg.set(name, value)

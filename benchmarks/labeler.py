@@ -1,6 +1,6 @@
 """A labeler at work: real Label Studio, its own `next` endpoint, labels from folder names.
 
-Starts the demo on four fifths of a folder of class folders, labels what Label Studio hands out, one task at a time, waits
+Starts the demo on four fifths of a folder of class folders, labels what Label Studio hands out, one at a time, waits
 after each submit for the version that knows it, and measures accuracy on the held-out fifth with the published head.
 
     python -m benchmarks.labeler --images DIR [--labels 60] [--weights FILE]

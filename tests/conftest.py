@@ -67,11 +67,18 @@ def stack(demo_images: Path) -> Iterator[Stack]:
         stop_demo(process)
 
 
+@pytest.fixture(scope="session")
+def services(stack: Stack) -> Iterator[Services]:
+    """The use cases, in this process, with the demo's settings."""
+    services = Services(Settings.from_mapping(stack.environment))
+    yield services
+    services.close()
+
+
 @pytest.fixture
-def make_project(stack: Stack) -> Iterator[Callable[..., LabelingProject]]:
+def make_project(stack: Stack, services: Services) -> Iterator[Callable[..., LabelingProject]]:
     """Makes connected projects; they are deleted afterwards."""
     made: list[int] = []
-    services = Services(Settings.from_mapping(stack.environment))
 
     def make(
         references: Sequence[str] | None = None,

@@ -186,7 +186,7 @@ def pids_with(*words: str, run_dir: str | None = None) -> list[int]:
         try:
             command = (entry / "cmdline").read_bytes().split(b"\0")
             zombie = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            output = os.readlink(entry / "fd" / "1") if run_dir else ""
+            output = str((entry / "fd" / "1").readlink()) if run_dir else ""
         except OSError:
             continue
         if not zombie and all(word.encode() in command for word in words) and output.startswith(run_dir or ""):

@@ -70,6 +70,10 @@ class Jobs:
         )
         return client
 
+    def close(self) -> None:
+        """Closes the connections; they open again when needed."""
+        self.redis.close()
+
     def ping(self) -> None:
         """Raises RedisUnavailableError unless Redis answers."""
         with self._translated():

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from backend.errors import (
     LabelStudioAuthError,
     LabelStudioError,
@@ -252,6 +254,14 @@ class LabelStudioClient:
 
     # -- transport ------------------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """Closes the connections; the client must not be used afterwards."""
+        self._http.close()
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(timeout=REQUEST_TIMEOUT_S, follow_redirects=True)
+
     @cached_property
     def _sdk(self) -> LabelStudio:
         from label_studio_sdk import LabelStudio
@@ -261,7 +271,7 @@ class LabelStudioClient:
                 "LABEL_STUDIO_TOKEN is empty; copy a token from Label Studio (Account & Settings) and set it"
             )
         try:
-            return LabelStudio(base_url=self.url, api_key=self._token, timeout=REQUEST_TIMEOUT_S)
+            return LabelStudio(base_url=self.url, api_key=self._token, httpx_client=self._http)
         except Exception as exc:  # the SDK refuses an expired personal token here
             raise self._translate(exc, "GET", "") from exc
 

@@ -57,23 +57,28 @@ class Registry:
         found = self._directory.glob("*/project.json")
         return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
 
-    def register(self, project_id: int, created: int, label_config: str) -> bool:
+    def register(self, project_id: int, created: int, label_config: str, hostname: str | None = None) -> bool:
         """Makes the project known; True if it was not, or is another one, or has another labeling config.
 
         `created` is the project's creation time in whole seconds. Label Studio gives ids anew when its database is:
-        a folder that belongs to an earlier project of the same id is moved aside.
+        a folder that belongs to an earlier project of the same id is moved aside. `hostname` is the address by which
+        Label Studio knows itself, with which references to its own images may begin; None: as known before.
         """
         known = self.project_facts(project_id)
-        facts = {"created": created, "label_config": label_config}
+        facts = {
+            "created": created,
+            "label_config": label_config,
+            "hostname": hostname or (known or {}).get("hostname"),
+        }
         if known == facts:
             return False
         if known is not None and known.get("created") != created:
             self.forget(project_id)
         _write_json(self.project_directory(project_id) / "project.json", facts)
-        return True
+        return known is None or any(known.get(name) != facts[name] for name in ("created", "label_config"))
 
     def project_facts(self, project_id: int) -> Mapping[str, Any] | None:
-        """`created` and `label_config` as last registered; None for an unknown project."""
+        """`created`, `label_config` and `hostname` as last registered; None for an unknown project."""
         return _read_json(self._directory / str(int(project_id)) / "project.json")
 
     def keep_image_failures(self, project_id: int, failures: Mapping[int, str]) -> None:

@@ -24,7 +24,7 @@ PROJECT_HEADER = "X-Active-Learning-Project"
 PRIVATE_ADDRESS_CURE = (
     "Label Studio refuses backends on private addresses unless told otherwise: start it with "
     "USE_DEFAULT_BANNED_SUBNETS=false and USER_ADDITIONAL_BANNED_SUBNETS set to what stays forbidden "
-    "(`python -m backend banned-subnets` prints the value for this backend), "
+    "(`python -m backend banned-subnets` prints the value for this backend; in containers name their network), "
     "or with SSRF_PROTECTION_ENABLED=false and ML_BLOCK_LOCAL_IP=false"
 )
 
@@ -178,6 +178,11 @@ def explain_refusal(exc: LabelStudioError, url: str) -> str:
         or "local" in lowered.replace("localhost", "")
     ):
         return f"Label Studio does not want to call {url}: {text}. {PRIVATE_ADDRESS_CURE}"
+    if "valid url" in lowered:
+        return (
+            f"Label Studio does not take {url} for an address: {text}. The host of BACKEND_URL needs a dot in its "
+            "name, or must be localhost or an IP address; give the host an alias such as web.internal"
+        )
     if "health check failed" in lowered or "can't connect" in lowered or "resolve" in lowered:
         return (
             f"Label Studio cannot reach the backend at {url}: {text}. Start it (`python -m backend web`), "

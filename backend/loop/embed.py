@@ -110,7 +110,8 @@ class Embedder:
         if not missing:
             return
         with ThreadPoolExecutor(max_workers=N_FETCHERS, thread_name_prefix="fetch") as pool:
-            loaded = list(pool.map(self._load, missing))
+            hostname = self._own_hostname(project_id)
+            loaded = list(pool.map(lambda task: self._load(task, hostname), missing))
         good = [(task, image) for task, image in zip(missing, loaded, strict=True) if not isinstance(image, ImageError)]
         rows = []
         if good:
@@ -137,11 +138,19 @@ class Embedder:
         """Deletes the embeddings and failures of some tasks."""
         self._store(project_id).remove(task_ids)
 
-    def _load(self, task: Task) -> Image.Image | ImageError:
+    def _own_hostname(self, project_id: int) -> str:
+        """The address that Label Studio puts before its own paths, which we may reach under another one."""
+        hostname = (self._registry.project_facts(project_id) or {}).get("hostname")
+        return str(hostname).rstrip("/") if hostname else ""
+
+    def _load(self, task: Task, hostname: str) -> Image.Image | ImageError:
         if task.image is None:
             return ImageError(f"task {task.id} has no text in the field that the labeling config shows as image")
         try:
-            return self._images.load(task.image, task_id=task.id, min_side=self.backbone.input_side)
+            reference = task.image
+            if hostname and reference.startswith(f"{hostname}/data/"):
+                reference = reference.removeprefix(hostname)
+            return self._images.load(reference, task_id=task.id, min_side=self.backbone.input_side)
         except ImageError as exc:
             return exc
 

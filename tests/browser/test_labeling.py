@@ -40,7 +40,7 @@ def page(browser: Browser, stack: Stack) -> Iterator[Page]:
     page.fill("input[name=email]", stack.facts["email"])
     page.fill("input[name=password]", stack.facts["password"])
     page.click("button[type=submit]")
-    page.wait_for_url("**/projects**")
+    page.wait_for_url(lambda url: "/user/login" not in url, wait_until="commit")
     yield page
     context.close()
 
@@ -53,7 +53,8 @@ class LabelStream:
         self.served: list[int] = []
         self._next = f"/api/projects/{project.id}/next"
         page.on("response", self._remember)
-        page.goto(f"{project.stack.facts['label_studio_url']}/projects/{project.id}/data?labeling=1")
+        page.goto(f"{project.stack.facts['label_studio_url']}/projects/{project.id}/data")
+        page.click("text=Label All Tasks")
         self.await_task(1)
 
     def _remember(self, response: Response) -> None:

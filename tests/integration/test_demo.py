@@ -56,7 +56,7 @@ def processes_of(run_dir: Path) -> list[str]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            output = os.readlink(entry / "fd" / "1")
+            output = str((entry / "fd" / "1").readlink())
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
@@ -81,7 +81,7 @@ def test_demo_json_holds_all_that_is_promised(stack: Stack) -> None:
 
 
 def test_second_start_reuses_everything_and_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
-    """Started, stopped with Ctrl-C, started again with one more image: same project, one more task, nothing left behind."""
+    """Ctrl-C, then a start with one more image: same project, one more task, and no process left behind."""
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "label-studio").symlink_to(RUN_DIR / "label-studio")

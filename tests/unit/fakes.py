@@ -107,6 +107,9 @@ class FakeLabelStudio:
     def __getitem__(self, project_id: int) -> FakeProject:
         return self._projects[project_id]
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     # -- what the service asks ----------------------------------------------------------------------------------------
 
     def whoami(self) -> Mapping[str, Any]:
@@ -256,11 +259,14 @@ class FakeImages:
 
     def __init__(self) -> None:
         self.away: set[str] = set()
-        self.loaded: list[int | None] = []
+        self.loaded: list[str] = []
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def load(self, reference: str, task_id: int | None = None, **_: Any) -> Image.Image:
         """A picture of one pixel."""
-        self.loaded.append(task_id)
+        self.loaded.append(reference)
         if reference in self.away:
             raise ImageError(f"image {reference!r}: Label Studio answered HTTP 503; try again later", transient=True)
         if not reference.startswith("rgb:"):

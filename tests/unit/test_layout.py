@@ -92,7 +92,7 @@ def test_nothing_imports_the_program_that_runs_lightly_s_engine() -> None:
 
 
 def test_no_pickle_is_read() -> None:
-    """Model files are safetensors, queue data is JSON; beside torch's weights-only reader only pickle's error is named."""
+    """Model files are safetensors, queue data is JSON; torch reads weights only, so just pickle's error is named."""
     users = [module for module in MODULES if imported(tree_of(module)) & {"pickle", "dill", "joblib", "shelve"}]
     assert set(users) <= {"backend.adapters.backbones"}
     for node in ast.walk(tree_of("backend.adapters.backbones")):

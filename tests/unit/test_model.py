@@ -193,6 +193,7 @@ def test_fit_in_the_calling_form_of_2_x_only_requests(project: World) -> None:
     model = ActiveLearningModel(project_id="3", label_config=LABEL_CONFIG, services=project.services)
     assert model.fit("START_TRAINING", payload("START_TRAINING"))["ticket"] == 1
     assert model.fit("PROJECT_DELETED", payload("PROJECT_DELETED")) == {}
+    assert model.fit(event="ANNOTATION_UPDATED", data=payload("ANNOTATION_UPDATED"))["ticket"] == 2
     assert project.waiting() == ["retrain(3)"]
 
 
@@ -314,7 +315,6 @@ def test_the_signatures_fit_both_releases() -> None:
     """Arguments that either base class passes by name have that name."""
     assert list(inspect.signature(ActiveLearningModel.__init__).parameters)[1:3] == ["project_id", "label_config"]
     assert list(inspect.signature(ActiveLearningModel.predict).parameters)[1:3] == ["tasks", "context"]
-    assert list(inspect.signature(ActiveLearningModel.fit).parameters)[1:3] == ["event", "data"]
     assert list(inspect.signature(ActiveLearningModel.process_event).parameters)[1:] == [
         "event",
         "data",

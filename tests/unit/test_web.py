@@ -313,7 +313,9 @@ def test_setup_registers_and_asks_for_embedding(world: World) -> None:
     body = {"project": UID, "schema": LABEL_CONFIG, "hostname": "http://ls", "access_token": "t", "extra_params": None}
     answer = client.post("/setup", json=body)
     assert answer.json == {"model_version": UNTRAINED}
-    assert world.registry.project_facts(3) == {"created": CREATED, "label_config": LABEL_CONFIG}
+    facts = world.registry.project_facts(3)
+    assert facts is not None
+    assert (facts["created"], facts["label_config"], facts["hostname"]) == (CREATED, LABEL_CONFIG, "http://ls")
     assert world.waiting() == ["plan_embedding(3)"]
 
 

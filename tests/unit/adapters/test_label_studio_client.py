@@ -116,8 +116,7 @@ def connect() -> Iterator[Callable[[str, str], LabelStudioClient]]:
 
     yield build
     for client in clients:
-        if "_sdk" in vars(client):
-            client._sdk._client_wrapper.httpx_client.httpx_client.close()
+        client.close()
 
 
 @pytest.fixture

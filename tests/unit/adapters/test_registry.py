@@ -349,7 +349,9 @@ def test_a_project_is_registered_once(registry: Registry) -> None:
     assert registry.register(3, 100, CONFIG)
     assert not registry.register(3, 100, CONFIG)
     assert registry.register(3, 100, "<View></View>")
-    assert registry.project_facts(3) == {"created": 100, "label_config": "<View></View>"}
+    facts = registry.project_facts(3)
+    assert facts is not None
+    assert (facts["created"], facts["label_config"]) == (100, "<View></View>")
     assert registry.known_projects() == [3]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes import World, rgb
+from fakes import LABEL_CONFIG, World, rgb
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.errors import LabelingConfigError
@@ -133,6 +133,15 @@ def test_a_config_that_is_not_understood_embeds_nothing(world: World) -> None:
     with pytest.raises(LabelingConfigError):
         world.services.embedder.plan(1)
     assert world.waiting() == []
+
+
+def test_an_image_under_label_studio_s_own_name_is_asked_where_we_reach_it(world: World) -> None:
+    """Label Studio writes the address it knows itself by; in containers we reach it under another one."""
+    outside = "http://label.example.org"
+    world.label_studio.add_project(1, [f"{outside}/data/upload/1.png", "http://elsewhere.org/data/2.png"])
+    world.registry.register(1, 1767225600, LABEL_CONFIG, f"{outside}/")
+    world.embed_all()
+    assert sorted(world.images.loaded) == ["/data/upload/1.png", "http://elsewhere.org/data/2.png"]
 
 
 def test_projects_keep_their_embeddings_apart(pictures: World) -> None:
