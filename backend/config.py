@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from backend.errors import SettingsError
 
@@ -21,18 +22,37 @@ def _text(raw: str) -> str:
 
 
 def _path(raw: str) -> Path:
-    return Path(raw).expanduser()
+    try:
+        return Path(raw).expanduser()
+    except RuntimeError:
+        raise ValueError("a path; there is no such user to whose home ~ could point") from None
 
 
 def _address(raw: str) -> str:
-    if not raw.startswith(("http://", "https://")) or len(raw.split("://", 1)[1]) == 0:
+    if not (raw.startswith(("http://", "https://")) and _has_host(raw)):
         raise ValueError("an address such as http://127.0.0.1:8080")
     return raw.rstrip("/")
 
 
 def _redis_address(raw: str) -> str:
-    if not raw.startswith(("redis://", "rediss://", "unix://")):
+    if not (raw.startswith("unix://") or (raw.startswith(("redis://", "rediss://")) and _has_host(raw))):
         raise ValueError("an address such as redis://127.0.0.1:6379/0")
+    return raw
+
+
+def _has_host(url: str) -> bool:
+    """Whether the address names a host, and a port that is a number if any."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _listener(raw: str) -> str:
+    host, _, port = raw.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65_536):
+        raise ValueError("a host and a port such as 0.0.0.0:9090")
     return raw
 
 
@@ -100,10 +120,12 @@ class Settings:
     webhook_secret: str = _setting(
         _text, "", "secret header of the webhook; empty: derived from BACKEND_PASSWORD", secret=True
     )
-    bind: str = _setting(_text, "127.0.0.1:9090", "address and port the web service listens on")
+    bind: str = _setting(_listener, "127.0.0.1:9090", "address and port the web service listens on")
     web_workers: int = _setting(_whole(1, 64), 2, "web processes")
     web_threads: int = _setting(_whole(1, 256), 8, "threads of each web process")
-    redis_url: str = _setting(_redis_address, "redis://127.0.0.1:6379/0", "Redis or Valkey, for the job queue")
+    redis_url: str = _setting(
+        _redis_address, "redis://127.0.0.1:6379/0", "Redis or Valkey, for the job queue", secret=True
+    )
     data_dir: Path = _setting(_path, Path("data"), "folder for embeddings and model versions")
     backbone: str = _setting(_text, "mobilenet_v2", "torchvision classification model whose features are used")
     backbone_weights: Path | None = _setting(_path, None, "weights file for BACKBONE; empty: torchvision's download")

@@ -86,17 +86,17 @@ class ActiveLearningModel(LabelStudioMLBase):  # type: ignore[misc]  # the base 
             return {"job": jobs.request_reconciliation(project_id)}
         return {}
 
-    def fit(self, event: Any, data: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def fit(self, first: Any = None, /, data: Any = None, *, event: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Trains when the RQ job calls (event RETRAIN); any other event only requests it, to keep requests short.
 
         label-studio-ml 1.0.9 calls `fit(tasks, event=…, data=…)`, 2.x calls `fit(event, data)`.
         """
-        if event == RETRAIN:
+        name = event if event is not None else str(first)
+        if name == RETRAIN:
             if self._project_id is None:
                 raise BadRequestError("fit needs a model that was built with a project_id")
             record = self._services.trainer.retrain(self._project_id)
             return {"model_version": record.version if record else self.model_version}
-        name = event if isinstance(event, str) else str(kwargs.pop("event", ""))
         return self.process_event(name, data or {})
 
     def _config_changed(self, project_id: int, data: Mapping[str, Any]) -> bool:
@@ -114,6 +114,6 @@ def project_id_of(raw: object) -> int:
     if isinstance(raw, Mapping):
         raw = raw.get("id")
     text = str(raw).partition(".")[0]
-    if isinstance(raw, bool) or not (text.isascii() and text.isdigit() and 0 < int(text) < 2**31):
+    if isinstance(raw, bool) or not (text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) < 2**31):
         raise BadRequestError(f"project {str(raw)[:80]!r} is not a project id such as 3 or '3.1763721234'")
     return int(text)

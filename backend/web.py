@@ -27,6 +27,7 @@ from backend.schema import UNTRAINED
 from backend.services import Services
 
 if TYPE_CHECKING:
+    from werkzeug.datastructures import Authorization
     from werkzeug.wrappers import Response as BaseResponse
 
 logger = logging.getLogger(__name__)
@@ -72,10 +73,13 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
         uid = body.get("project")
         project_id = project_id_of(uid)
         parse_labeling_config(label_config)
-        created = str(uid).partition(".")[2]
         hostname = _text(body, "hostname", "")
-        if created.isdigit() and services.registry.register(project_id, int(created), label_config, hostname):
-            services.jobs.request_embedding(project_id)
+        created = _created_seconds(uid)
+        if created is not None:
+            # Requested before it is registered: without Redis it stays news, and the next setup asks again.
+            if services.registry.is_news(project_id, created, label_config):
+                services.jobs.request_embedding(project_id)
+            services.registry.register(project_id, created, label_config, hostname)
         return jsonify({"model_version": services.registry.published(project_id) or UNTRAINED})
 
     def predict() -> Response:
@@ -117,6 +121,12 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
     app.add_url_rule("/webhook", view_func=webhook, methods=["POST"])
     app.add_url_rule("/job_status", view_func=job_status, methods=["GET", "POST"])
     app.add_url_rule("/versions", view_func=versions, methods=["GET", "POST"])
+
+
+def _created_seconds(uid: object) -> int | None:
+    """The creation time that Label Studio writes behind the project's id, as in '3.1763721234'."""
+    text = str(uid).partition(".")[2]
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None
 
 
 def _projects_of_event(body: Mapping[str, Any], services: Services) -> list[int]:
@@ -166,7 +176,7 @@ def _admit(services: Services) -> BaseResponse | None:
         return None
     if request.path == "/webhook" and _same(request.headers.get(SECRET_HEADER, ""), services.webhook_secret):
         return None
-    given = request.authorization
+    given = _authorization()
     if given is None and "Authorization" not in request.headers and request.path == "/health":
         return None
     if given is not None and given.type == "basic":
@@ -179,6 +189,13 @@ def _admit(services: Services) -> BaseResponse | None:
     return answer
 
 
+def _authorization() -> Authorization | None:
+    try:
+        return request.authorization
+    except ValueError:  # bytes beyond ASCII where base64 should be
+        return None
+
+
 def _same(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode()) and bool(expected)
 
@@ -187,7 +204,10 @@ def _same(given: str, expected: str) -> bool:
 
 
 def _body() -> Mapping[str, Any]:
-    body = request.get_json(force=True, silent=True)
+    try:
+        body = request.get_json(force=True, silent=True)
+    except RecursionError:
+        raise BadRequestError(f"{request.path} expects a JSON object that is not nested thousands of times") from None
     if not isinstance(body, dict):
         raise BadRequestError(f"{request.path} expects a JSON object in the body")
     return body

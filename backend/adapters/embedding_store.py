@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import threading
@@ -12,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -74,6 +75,14 @@ class EmbeddingTable:
     failures: Mapping[int, ImageFailure]  # by task id; such tasks have no row above
     references: Mapping[int, str]  # by task id, of all tasks, failed ones too; long ones as `reference_key` gives them
     version: int  # of the dataset it was read from; 0 when there is none
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of what is in the table: which task has an embedding of which image, or none."""
+        content = hashlib.sha256(np.ascontiguousarray(self.task_ids).tobytes())
+        for task_id in self.task_ids.tolist():
+            content.update(self.references[task_id].encode("utf-8", "replace") + b"\n")
+        return content.hexdigest()
 
     def rows_of(self, task_ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
         """Return indices (M,) into `task_ids` and `embeddings`, -1 for a task without an embedding."""

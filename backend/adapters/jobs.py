@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,10 +48,14 @@ Training = Literal["idle", "queued", "running"]
 
 @dataclass(frozen=True)
 class RetrainRequest:
-    """What a retrain job has to answer: all requests up to `ticket`; `forced`: even if nothing is new."""
+    """What a retrain job has to answer: all requests up to `ticket`; `forced`: even if nothing is new.
+
+    `forced_ticket` counts the forced requests, so that one that comes while the job runs is not taken for answered.
+    """
 
     ticket: int
     forced: bool
+    forced_ticket: int
 
 
 class Jobs:
@@ -89,7 +93,7 @@ class Jobs:
         """
         with self._translated():
             if forced:
-                self.redis.set(_key(project_id, "forced"), 1)
+                self.redis.incr(_key(project_id, "forced"))
             ticket = int(self.redis.incr(_key(project_id, "requested")))
             job_id = self._enqueue_once(project_id, "retrain", RETRAIN_QUEUE, renew=renew)
             return ticket, job_id
@@ -131,14 +135,17 @@ class Jobs:
     def begin_retrain(self, project_id: int) -> RetrainRequest:
         """First act of a retrain job, before anything is read from Label Studio."""
         self.begin(project_id, "retrain")
+        names = ("requested", "forced", "forced_answered")
         with self._translated():
-            forced = self.redis.getdel(_key(project_id, "forced")) is not None
-            return RetrainRequest(int(self.redis.get(_key(project_id, "requested")) or 0), forced)
+            counts = self.redis.mget([_key(project_id, name) for name in names])
+        ticket, forced, forced_answered = (int(count or 0) for count in counts)
+        return RetrainRequest(ticket, forced != forced_answered, forced)
 
-    def answer_retrain(self, project_id: int, ticket: int) -> None:
-        """All requests up to `ticket` are in the published version."""
+    def answer_retrain(self, project_id: int, request: RetrainRequest) -> None:
+        """All that was requested is in the published version; a request that failed stays to be answered."""
+        answers = {"answered": request.ticket, "forced_answered": request.forced_ticket}
         with self._translated():
-            self.redis.set(_key(project_id, "answered"), ticket)
+            self.redis.mset({_key(project_id, name): count for name, count in answers.items()})
 
     def wait_for_retrain(self, project_id: int, ticket: int, timeout_s: float) -> bool:
         """Whether the request was answered within `timeout_s`; looks every 10 ms."""
@@ -168,7 +175,7 @@ class Jobs:
         renewal = threading.Thread(target=_renew, args=(lock, stop), name=f"lock-{project_id}", daemon=True)
         renewal.start()
         try:
-            yield ProjectLock(project_id, lock)
+            yield ProjectLock(project_id, lock, self.redis_url)
         finally:
             stop.set()
             renewal.join()
@@ -191,7 +198,7 @@ class Jobs:
         with self._translated():
             try:
                 job = Job.fetch(job_id, connection=self.redis, serializer=_serializer())
-            except NoSuchJobError:
+            except (NoSuchJobError, ValueError):  # rq refuses ids of characters that its own never have
                 return None
             times = {name: getattr(job, name) for name in ("created_at", "enqueued_at", "started_at", "ended_at")}
             shown = {name: moment.isoformat() if moment else None for name, moment in times.items()}
@@ -225,7 +232,7 @@ class Jobs:
         """How far embedding is; None before the first plan."""
         with self._translated():
             raw = self.redis.hgetall(_key(project_id, "progress"))
-            if not raw:
+            if b"total" not in raw:
                 return None
             total = int(raw[b"total"])
             return Progress(min(int(raw[b"done"]), total), total)
@@ -236,7 +243,7 @@ class Jobs:
             if text is None:
                 self.redis.delete(_key(project_id, f"note:{name}"))
             else:
-                self.redis.set(_key(project_id, f"note:{name}"), text[:2000])
+                self.redis.set(_key(project_id, f"note:{name}"), text[:2000].encode("utf-8", "replace"))
 
     def note(self, project_id: int, name: str) -> str | None:
         """A text kept with `set_note`."""
@@ -288,28 +295,23 @@ class Jobs:
             timeout=JOB_TIMEOUT_S,
         )
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        from redis.exceptions import RedisError
-
-        try:
-            yield
-        except RedisError as exc:
-            raise RedisUnavailableError(
-                f"Redis does not answer at {_without_password(self.redis_url)} ({exc}); start it or set REDIS_URL"
-            ) from exc
+    def _translated(self) -> AbstractContextManager[None]:
+        return _translated(self.redis_url)
 
 
 class ProjectLock:
     """A held project lock."""
 
-    def __init__(self, project_id: int, lock: Lock) -> None:
+    def __init__(self, project_id: int, lock: Lock, redis_url: str) -> None:
         self._project_id = project_id
         self._lock = lock
+        self._redis_url = redis_url
 
     def check(self) -> None:
         """Raises LockLostError if the lock is no longer ours: another worker may have published since."""
-        if not self._lock.owned():
+        with _translated(self._redis_url):
+            owned = self._lock.owned()
+        if not owned:
             raise LockLostError(f"the lock of project {self._project_id} was lost; another worker took over")
 
 
@@ -346,6 +348,14 @@ def _serializer() -> Any:
     return JSONSerializer
 
 
-def _without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+@contextmanager
+def _translated(redis_url: str) -> Iterator[None]:
+    """Turns redis-py's errors into ours, with the address but without the password in it."""
+    from redis.exceptions import RedisError
+
+    try:
+        yield
+    except RedisError as exc:
+        scheme, _, rest = redis_url.partition("?")[0].partition("://")
+        address = f"{scheme}://{rest.rpartition('@')[2]}"
+        raise RedisUnavailableError(f"Redis does not answer at {address} ({exc}); start it or set REDIS_URL") from exc

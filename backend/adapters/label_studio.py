@@ -93,14 +93,16 @@ class LabelStudioClient:
 
     def project(self, project_id: int) -> Project:
         """The project's settings. Raises ProjectNotFoundError."""
-        return _project(self._call("GET", f"api/projects/{project_id}/"))
+        return _project(self._call("GET", f"api/projects/{project_id}/", expects=("id",)))
 
     def projects(self) -> list[Project]:
         """All projects the token may see."""
         found: list[Project] = []
         page = 1
         while True:
-            answer = self._call("GET", "api/projects/", params={"page": page, "page_size": 100})
+            answer = self._call(
+                "GET", "api/projects/", params={"page": page, "page_size": 100}, expects=("results", "count")
+            )
             found.extend(_project(raw) for raw in answer["results"])
             if len(found) >= answer["count"] or not answer["results"]:
                 return found
@@ -108,7 +110,8 @@ class LabelStudioClient:
 
     def create_project(self, title: str, label_config: str) -> Project:
         """A new project; the title needs three characters."""
-        return _project(self._call("POST", "api/projects/", body={"title": title, "label_config": label_config}))
+        body = {"title": title, "label_config": label_config}
+        return _project(self._call("POST", "api/projects/", body=body, expects=("id",)))
 
     def update_project(self, project_id: int, **changes: Any) -> None:
         """Changes settings of the project by Label Studio's own names."""
@@ -134,7 +137,7 @@ class LabelStudioClient:
 
         Two small requests, however large the project; predictions do not change it.
         """
-        project = self._call("GET", f"api/projects/{project_id}/")
+        project = self._call("GET", f"api/projects/{project_id}/", expects=("id",))
         latest = self._call(
             "GET",
             "api/tasks/",
@@ -145,6 +148,7 @@ class LabelStudioClient:
                 "include": "id,updated_at",
                 "query": json.dumps({"ordering": ["-tasks:updated_at"]}),
             },
+            expects=("tasks",),
         )
         names = ("task_number", "total_annotations_number", "skipped_annotations_number")
         return json.dumps([[project.get(name) for name in names], latest["tasks"]])
@@ -167,6 +171,7 @@ class LabelStudioClient:
                     "resolve_uri": "false",
                     **params,
                 },
+                expects=("tasks", "total"),
             )
             yield from answer["tasks"]
             seen += len(answer["tasks"])
@@ -187,7 +192,7 @@ class LabelStudioClient:
             }
             for entry in entries
         ]
-        self._call("POST", f"api/projects/{project_id}/import/predictions", body=predictions, retries=0)
+        self._call("POST", f"api/projects/{project_id}/import/predictions", body=predictions)
 
     def activate_version(self, project_id: int, version: str) -> None:
         """Makes Label Studio order its queue by this version's scores; refused unless predictions of it exist."""
@@ -271,7 +276,8 @@ class LabelStudioClient:
                 "LABEL_STUDIO_TOKEN is empty; copy a token from Label Studio (Account & Settings) and set it"
             )
         try:
-            return LabelStudio(base_url=self.url, api_key=self._token, httpx_client=self._http)
+            # The slash keeps a path in the address when the SDK puts the route of the token refresh behind it.
+            return LabelStudio(base_url=f"{self.url}/", api_key=self._token, httpx_client=self._http)
         except Exception as exc:  # the SDK refuses an expired personal token here
             raise self._translate(exc, "GET", "") from exc
 
@@ -282,9 +288,12 @@ class LabelStudioClient:
         *,
         params: Mapping[str, Any] | None = None,
         body: Any = None,
-        retries: int = 2,
+        expects: Sequence[str] = (),
     ) -> Any:
+        """One request; `expects` names what the answer, then a JSON object, must hold."""
         sdk = self._sdk
+        # A POST creates something, and an answer of 500 may come after it was: sent again it would be there twice.
+        retries = 0 if method == "POST" else 2
         try:
             response = sdk._client_wrapper.httpx_client.request(
                 path,
@@ -297,15 +306,18 @@ class LabelStudioClient:
             raise self._translate(exc, method, path) from exc
         if response.status_code >= 400:
             raise self._refusal(response.status_code, response.text, method, path)
-        if not response.content:
+        if not response.content and not expects:
             return None
         try:
-            return response.json()
+            answer = response.json()
         except ValueError as exc:
-            raise LabelStudioError(
-                f"{method} {self.url}/{path} answered with something that is not JSON "
-                f"({response.text[:80]!r}); check that LABEL_STUDIO_URL is Label Studio's own address"
-            ) from exc
+            raise self._not_label_studio(f"{method} {path} answered no JSON ({response.text[:80]!r})") from exc
+        if expects and not (isinstance(answer, dict) and all(name in answer for name in expects)):
+            raise self._not_label_studio(f"{method} {path} answered without {' and '.join(map(repr, expects))}")
+        return answer
+
+    def _not_label_studio(self, seen: str) -> LabelStudioError:
+        return LabelStudioError(f"{seen}; check that LABEL_STUDIO_URL, {self.url}, is Label Studio's own address")
 
     def _refusal(self, status: int, text: str, method: str, path: str) -> LabelStudioError:
         detail = _detail(text)
@@ -318,7 +330,7 @@ class LabelStudioClient:
                 f"(status {status}, {detail}): {hint}; set a token from Account & Settings",
                 status=status,
             )
-        if status == 404 and (path.startswith("api/projects/") or "No Project matches" in detail):
+        if status == 404 and "No Project matches" in detail:
             named = f"project {path.split('/')[2]}" if path.startswith("api/projects/") else "such project"
             return ProjectNotFoundError(
                 f"Label Studio at {self.url} has no {named} that this token may see; "
@@ -333,6 +345,8 @@ class LabelStudioClient:
         status = getattr(exc, "status_code", None)
         if isinstance(status, int):
             return self._refusal(status, json.dumps(getattr(exc, "body", None)), method, path)
+        if not isinstance(exc, httpx.TransportError):
+            return self._not_label_studio(f"{method} {path} could not be read ({type(exc).__name__})")
         return LabelStudioUnreachableError(
             f"Label Studio does not answer at {self.url} ({type(exc).__name__}: {exc}); "
             "start it, or set LABEL_STUDIO_URL to where this service reaches it"

@@ -30,12 +30,18 @@ from backend.schema import VersionRecord
 
 logger = logging.getLogger(__name__)
 
-_VERSION = re.compile(r"v(\d{4,})-\d+labels-\d{8}T\d{6}Z")
+_VERSION = re.compile(r"v([0-9]{4,18})-[0-9]+labels-[0-9]{8}T[0-9]{6}Z")
 
 
 def is_own_version(name: str) -> bool:
     """Whether a model version found in Label Studio was named by this service."""
     return _VERSION.fullmatch(name) is not None
+
+
+def version_number(name: str) -> int:
+    """The running number in the name of a version, by which they are ordered; 0 for any other name."""
+    match = _VERSION.fullmatch(name)
+    return int(match.group(1)) if match else 0
 
 
 class Registry:
@@ -55,7 +61,7 @@ class Registry:
     def known_projects(self) -> list[int]:
         """Ids of all projects that were connected or set up."""
         found = self._directory.glob("*/project.json")
-        return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+        return sorted(int(path.parent.name) for path in found if re.fullmatch("[0-9]+", path.parent.name))
 
     def register(self, project_id: int, created: int, label_config: str, hostname: str | None = None) -> bool:
         """Makes the project known; True if it was not, or is another one, or has another labeling config.
@@ -70,12 +76,18 @@ class Registry:
             "label_config": label_config,
             "hostname": hostname or (known or {}).get("hostname"),
         }
+        news = self.is_news(project_id, created, label_config)
         if known == facts:
             return False
         if known is not None and known.get("created") != created:
             self.forget(project_id)
         _write_json(self.project_directory(project_id) / "project.json", facts)
-        return known is None or any(known.get(name) != facts[name] for name in ("created", "label_config"))
+        return news
+
+    def is_news(self, project_id: int, created: int, label_config: str) -> bool:
+        """What `register` would answer."""
+        known = self.project_facts(project_id) or {}
+        return (known.get("created"), known.get("label_config")) != (created, label_config)
 
     def project_facts(self, project_id: int) -> Mapping[str, Any] | None:
         """`created`, `label_config` and `hostname` as last registered; None for an unknown project."""
@@ -104,18 +116,16 @@ class Registry:
 
     def new_version(self, project_id: int, n_labels: int, now: datetime) -> str:
         """A version name never used before in this project: number, labels it knows, time."""
-        numbers = [_number(path.name) for path in self._versions_directory(project_id).iterdir()]
-        published = self.published(project_id)
-        if published is not None:
-            numbers.append(_number(published))
-        number = max(numbers, default=0) + 1
+        names = [*self.versions(project_id), self.published(project_id) or ""]
+        number = max(map(version_number, names)) + 1
         return f"v{number:04d}-{n_labels}labels-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
 
     def save(self, record: VersionRecord, head: Head | None) -> None:
         """Stores a version for good; a version is never changed once it is there."""
         from safetensors.numpy import save_file
 
-        versions = self._versions_directory(record.project_id)
+        versions = self.project_directory(record.project_id) / "versions"
+        versions.mkdir(exist_ok=True)
         beside = versions / f".{record.version}.{uuid4().hex[:8]}"
         beside.mkdir()
         try:
@@ -130,15 +140,19 @@ class Registry:
 
     def versions(self, project_id: int) -> list[str]:
         """All kept versions, newest first."""
-        names = [path.name for path in self._versions_directory(project_id).iterdir() if is_own_version(path.name)]
-        return sorted(names, key=_number, reverse=True)
+        found = (self._directory / str(int(project_id)) / "versions").glob("v*")
+        return sorted((path.name for path in found if is_own_version(path.name)), key=version_number, reverse=True)
 
     def record(self, project_id: int, version: str) -> VersionRecord:
         """The version's record. Raises VersionNotFoundError."""
-        raw = _read_json(self._version_directory(project_id, version) / "record.json")
+        path = self._version_directory(project_id, version) / "record.json"
+        raw = _read_json(path)
         if raw is None:
             raise VersionNotFoundError(f"project {project_id} keeps no version {version!r}")
-        return VersionRecord.from_json(raw)
+        try:
+            return VersionRecord.from_json(raw)
+        except TypeError as exc:
+            raise VersionNotFoundError(f"the record of version {version} in {path} is damaged: {exc}") from exc
 
     def head(self, record: VersionRecord) -> Head | None:
         """The version's head; None for a version made before two classes were known. Raises VersionNotFoundError."""
@@ -149,11 +163,11 @@ class Registry:
         path = self._version_directory(record.project_id, record.version) / "head.safetensors"
         try:
             tensors = load_file(path)
+            return Head(tuple(record.classes), tensors["weights"], tensors["bias"], float(record.strength or 0.0))
         except Exception as exc:  # safetensors raises its own type for damaged files, OSError for missing ones
             raise VersionNotFoundError(
                 f"the head of version {record.version} cannot be read from {path}: {exc}"
             ) from exc
-        return Head(tuple(record.classes), tensors["weights"], tensors["bias"], float(record.strength or 0.0))
 
     def publish(self, project_id: int, version: str) -> None:
         """Makes this the version that is served, by every process, from its next request on."""
@@ -162,7 +176,8 @@ class Registry:
     def published(self, project_id: int) -> str | None:
         """The version that is served; None before the first. One small read: cheap enough for every request."""
         facts = _read_json(self._directory / str(int(project_id)) / "published.json")
-        return str(facts["version"]) if facts else None
+        version = facts.get("version") if facts else None
+        return version if isinstance(version, str) else None
 
     def published_record(self, project_id: int) -> VersionRecord | None:
         """The record of the published version; None before the first, or when its files are damaged."""
@@ -183,20 +198,10 @@ class Registry:
             shutil.rmtree(self._version_directory(project_id, version), ignore_errors=True)
         return stale
 
-    def _versions_directory(self, project_id: int) -> Path:
-        folder = self.project_directory(project_id) / "versions"
-        folder.mkdir(exist_ok=True)
-        return folder
-
     def _version_directory(self, project_id: int, version: str) -> Path:
         if not is_own_version(version):
             raise VersionNotFoundError(f"{version!r} is not the name of a version of this service")
         return self._directory / str(int(project_id)) / "versions" / version
-
-
-def _number(version: str) -> int:
-    match = _VERSION.match(version.lstrip("."))
-    return int(match.group(1)) if match else 0
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

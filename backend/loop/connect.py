@@ -171,12 +171,7 @@ def explain_refusal(exc: LabelStudioError, url: str) -> str:
     """Label Studio's refusal of a backend or webhook with the likeliest cure."""
     text = str(exc)
     lowered = text.lower()
-    if (
-        "blocked" in lowered
-        or "ssrf" in lowered
-        or "reserved" in lowered
-        or "local" in lowered.replace("localhost", "")
-    ):
+    if any(word in lowered for word in ("reserved network", "ssrf", "blocked", "local network", "local ip")):
         return f"Label Studio does not want to call {url}: {text}. {PRIVATE_ADDRESS_CURE}"
     if "valid url" in lowered:
         return (

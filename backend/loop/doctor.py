@@ -237,7 +237,10 @@ class Doctor:
                 f"Label Studio orders by {project.model_version!r}, published is {published.version}",
                 "wait for the next reconciliation, or choose it under Settings → Model → live predictions",
             )
-        counts = self._label_studio.prediction_counts(project.id)
+        try:
+            counts = self._label_studio.prediction_counts(project.id)
+        except LabelStudioError as exc:
+            return Check(name, False, str(exc), "look into Label Studio's log, then ask again")
         n_predictions = counts.get(published.version, 0)
         ok = n_predictions >= len(published.window)
         return Check(
@@ -249,7 +252,10 @@ class Doctor:
 
     def _image_access(self, label: str, project_id: int, image_field: str) -> Check:
         name = f"{label}images"
-        tasks = self._label_studio.tasks(project_id, image_field)
+        try:
+            tasks = self._label_studio.tasks(project_id, image_field)
+        except LabelStudioError as exc:
+            return Check(name, False, str(exc), "look into Label Studio's log, then ask again")
         if not tasks:
             return Check(name, True, "the project has no tasks yet", "import images", warning=True)
         failures = []

@@ -69,12 +69,8 @@ class Embedder:
         config = parse_labeling_config(project.label_config)
         register_project(self._registry, project)
         tasks = self._label_studio.tasks(project_id, config.image_field)
-        store = self._store(project_id)
-        task_ids = {task.id for task in tasks}
-        gone = [task_id for task_id in store.read().references if task_id not in task_ids]
-        if gone:
-            store.remove(gone)
-        table = store.read()
+        n_gone = self._forget_all_but(project_id, tasks)
+        table = self.table(project_id)
         missing = missing_tasks(table, tasks)
         self._registry.keep_image_failures(
             project_id, {task_id: failure.reason for task_id, failure in table.failures.items()}
@@ -91,7 +87,7 @@ class Embedder:
             if bucket not in queued:
                 self._jobs.enqueue_batch(project_id, bucket, batch)
         logger.info(
-            "embedding planned project=%d tasks=%d missing=%d gone=%d", project_id, len(tasks), len(missing), len(gone)
+            "embedding planned project=%d tasks=%d missing=%d gone=%d", project_id, len(tasks), len(missing), n_gone
         )
         return len(missing)
 
@@ -137,6 +133,18 @@ class Embedder:
     def forget(self, project_id: int, task_ids: Sequence[int]) -> None:
         """Deletes the embeddings and failures of some tasks."""
         self._store(project_id).remove(task_ids)
+
+    def forget_deleted(self, project_id: int) -> int:
+        """Deletes the embeddings of tasks that Label Studio no longer has; how many there were."""
+        config = parse_labeling_config(self._label_studio.project(project_id).label_config)
+        return self._forget_all_but(project_id, self._label_studio.tasks(project_id, config.image_field))
+
+    def _forget_all_but(self, project_id: int, tasks: Sequence[Task]) -> int:
+        task_ids = {task.id for task in tasks}
+        gone = [task_id for task_id in self.table(project_id).references if task_id not in task_ids]
+        if gone:
+            self.forget(project_id, gone)
+        return len(gone)
 
     def _own_hostname(self, project_id: int) -> str:
         """The address that Label Studio puts before its own paths, which we may reach under another one."""

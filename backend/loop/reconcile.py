@@ -6,7 +6,7 @@ import logging
 
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
-from backend.adapters.registry import Registry, is_own_version
+from backend.adapters.registry import Registry, is_own_version, version_number
 from backend.errors import LabelStudioError
 from backend.loop.embed import Embedder
 from backend.loop.projects import register_project
@@ -45,9 +45,8 @@ class Reconciler:
     def reconcile(self, project_id: int) -> bool:
         """Requests embedding and a retrain if the project changed since it was last looked at; whether it did.
 
-        A queue that someone pointed at no version of ours
-        (connecting a backend does that) is pointed at the published version again. Images that failed for a passing
-        reason are tried again.
+        A queue that somebody pointed at no version of ours (connecting a backend does that) is pointed at the
+        published version again. Images that failed for a passing reason are tried again.
         """
         self._jobs.begin(project_id, "reconcile")
         project = self._label_studio.project(project_id)
@@ -75,7 +74,8 @@ class Reconciler:
         self._jobs.begin(project_id, "prune")
         published = self._registry.published(project_id)
         held = [version for version in self._label_studio.prediction_counts(project_id) if is_own_version(version)]
-        superseded = [version for version in sorted(held, reverse=True)[KEPT_PREDICTIONS:] if version != published]
+        held.sort(key=version_number, reverse=True)
+        superseded = [version for version in held[KEPT_PREDICTIONS:] if version != published]
         for version in superseded[-PRUNED_AT_ONCE:]:
             self._label_studio.delete_predictions(project_id, version)
         pruned = self._registry.prune(project_id, self._keep_versions)
@@ -83,15 +83,19 @@ class Reconciler:
             logger.info("pruned project=%d versions=%d", project_id, len(pruned))
 
     def _repair_queue(self, project: Project) -> None:
-        published = self._registry.published(project.id)
-        if published is None or is_own_version(project.model_version):
+        record = self._registry.published_record(project.id)
+        if record is None or not record.window or is_own_version(project.model_version):
             return
         try:
-            self._label_studio.activate_version(project.id, published)
-        except LabelStudioError as exc:  # no predictions of it: every task is labeled, or the next retrain pushes some
-            logger.info("queue not repaired project=%d: %s", project.id, exc)
+            self._label_studio.activate_version(project.id, record.version)
+        except LabelStudioError as exc:
+            if exc.status != 400:
+                raise
+            # Label Studio holds no predictions of it any more; the same labels must make a new version.
+            logger.warning("queue not repaired project=%d, a new version is made: %s", project.id, exc)
+            self._jobs.request_retrain(project.id, forced=True)
             return
         logger.warning(
             "queue repaired project=%d: Label Studio ordered by %r, now by %s",
-            project.id, project.model_version, published,
+            project.id, project.model_version, record.version,
         )  # fmt: skip

@@ -51,7 +51,7 @@ def score(head: Head, embeddings: NDArray[np.floating[Any]], acquisition: str) -
     probabilities = head.predict_proba(embeddings)
     utilities = ACQUISITION_FUNCTIONS[acquisition](probabilities)
     floor = SEED_STEP * 10_000
-    return Scores(head.classes, probabilities, np.maximum(queue_score(utilities), floor))
+    return Scores(head.classes, probabilities, floor + (1.0 - floor) * queue_score(utilities))
 
 
 class Predictor:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
-import numpy as np
-
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs, ProjectLock
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
 from backend.config import Settings
+from backend.errors import LabelStudioError
 from backend.learning.head import FitResult, fit_and_evaluate
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.projects import register_project
@@ -62,8 +61,14 @@ class Trainer:
         """
         request = self._jobs.begin_retrain(project_id)
         with self._jobs.project_lock(project_id) as lock:
-            record = self._make_version(project_id, lock, forced=request.forced)
-            self._jobs.answer_retrain(project_id, request.ticket)
+            try:
+                record = self._make_version(project_id, lock, forced=request.forced)
+            except LabelStudioError as exc:
+                # Predictions for a task deleted since it was embedded are refused, all of them.
+                if exc.status != 400 or not self._embedder.forget_deleted(project_id):
+                    raise
+                record = self._make_version(project_id, lock, forced=request.forced)
+            self._jobs.answer_retrain(project_id, request)
         if record is not None:
             self._jobs.request_pruning(project_id)
         return record
@@ -224,8 +229,8 @@ class Trainer:
             project.label_config, annotations, self._embedder.backbone.fingerprint,
             settings.acquisition, settings.window_size, settings.seed_size, settings.random_state,
         ]  # fmt: skip
-        digest = hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode())
-        digest.update(np.ascontiguousarray(table.task_ids).tobytes())
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        digest.update(table.digest.encode())
         return digest.hexdigest()[:32]
 
     @staticmethod

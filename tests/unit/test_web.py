@@ -475,7 +475,7 @@ def test_the_answer_waits_for_the_version_with_the_label(project: World) -> None
     def work() -> None:
         while not project.waiting() and not done.wait(0.005):
             pass
-        project.jobs.answer_retrain(3, 1)
+        project.jobs.answer_retrain(3, project.jobs.begin_retrain(3))
 
     worker = threading.Thread(target=work)
     worker.start()

@@ -15,7 +15,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend.adapters import jobs as jobs_module
-from backend.adapters.jobs import EMBED_QUEUE, QUEUES, RETRAIN_QUEUE, Jobs, ProjectLock
+from backend.adapters.jobs import EMBED_QUEUE, QUEUES, RETRAIN_QUEUE, Jobs, ProjectLock, RetrainRequest
 from backend.errors import LockLostError, RedisUnavailableError
 from backend.schema import Progress, Task
 
@@ -133,7 +133,7 @@ def test_a_forced_request_forces_one_job(jobs: Jobs) -> None:
     assert len(waiting(jobs)) == 1
     request = jobs.begin_retrain(3)
     assert request.forced
-    jobs.answer_retrain(3, request.ticket)
+    jobs.answer_retrain(3, request)
     assert not jobs.begin_retrain(3).forced
     assert not jobs.begin_retrain(4).forced
 
@@ -148,10 +148,12 @@ def test_beginning_without_a_request_is_fine(jobs: Jobs) -> None:
 
 def test_a_waiter_learns_of_its_answer(jobs: Jobs) -> None:
     """Ticket 2 is answered with everything up to 2; ticket 3 is not."""
-    for _ in range(3):
+    for _ in range(2):
         jobs.request_retrain(3)
+    request = jobs.begin_retrain(3)
+    jobs.request_retrain(3)
     assert not jobs.wait_for_retrain(3, 1, timeout_s=0)
-    jobs.answer_retrain(3, 2)
+    jobs.answer_retrain(3, request)
     assert jobs.wait_for_retrain(3, 1, timeout_s=0)
     assert jobs.wait_for_retrain(3, 2, timeout_s=0)
     assert not jobs.wait_for_retrain(3, 3, timeout_s=0)
@@ -161,7 +163,7 @@ def test_a_waiter_learns_of_its_answer(jobs: Jobs) -> None:
 def test_a_waiter_is_woken_while_it_waits(jobs: Jobs) -> None:
     """The answer comes from another thread: the wait ends with it, long before its limit."""
     ticket, _ = jobs.request_retrain(3)
-    timer = threading.Timer(0.05, jobs.answer_retrain, (3, ticket))
+    timer = threading.Timer(0.05, jobs.answer_retrain, (3, jobs.begin_retrain(3)))
     timer.start()
     assert jobs.wait_for_retrain(3, ticket, timeout_s=30)
     timer.join()
@@ -378,7 +380,7 @@ CALLS: dict[str, Any] = {
     "enqueue_batch": lambda jobs: jobs.enqueue_batch(3, 0, []),
     "queued_buckets": lambda jobs: jobs.queued_buckets(3),
     "begin_retrain": lambda jobs: jobs.begin_retrain(3),
-    "answer_retrain": lambda jobs: jobs.answer_retrain(3, 1),
+    "answer_retrain": lambda jobs: jobs.answer_retrain(3, RetrainRequest(1, False, 0)),
     "wait_for_retrain": lambda jobs: jobs.wait_for_retrain(3, 1, 0),
     "project_lock": lambda jobs: jobs.project_lock(3).__enter__(),
     "training": lambda jobs: jobs.training(3),
@@ -415,7 +417,7 @@ def test_a_lock_check_without_redis_is_the_same_error(dead_redis_url: str) -> No
     lock = Redis.from_url(dead_redis_url).lock("active-learning:3:lock", timeout=1)
     lock.local.token = b"mine"
     with pytest.raises((RedisUnavailableError, LockLostError)):
-        ProjectLock(3, lock).check()
+        ProjectLock(3, lock, dead_redis_url).check()
 
 
 @pytest.mark.parametrize(
