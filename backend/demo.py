@@ -283,7 +283,7 @@ class Demo:
         """The Label Studio project of this folder, made at the first start; images added since are imported."""
         if self._options.images is None:
             with self._step("writing scikit-learn's digits as PNG"):
-                _write_digits(images)
+                write_digits(images)
         files = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if not files:
             raise DemoError(f"{images} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
@@ -479,7 +479,7 @@ def _class_folders(images: Path, files: Sequence[Path]) -> tuple[str, ...]:
     return tuple(names) if len(names) > 1 else ()
 
 
-def _write_digits(folder: Path) -> None:
+def write_digits(folder: Path) -> None:
     """scikit-learn's 1,797 handwritten digits, eight times as large, in class folders."""
     if len(list(folder.glob("*/*.png"))) == 1797:
         return

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ HELD_OUT = 5  # every fifth image of each class, in shuffled order
 CHECKPOINTS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs one labeler and prints what happened."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of class folders")
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the held-out fifth")
     parser.add_argument("--run-dir", type=Path, help="folder of the demo; default: a new one with Label Studio reused")
     parser.add_argument("--name", default="labeler", help="name of the JSON file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         result = run(arguments, Path(folder))
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ class Reconciler:
         self._jobs.begin(project_id, "prune")
         published = self._registry.published(project_id)
         held = [version for version in self._label_studio.prediction_counts(project_id) if is_own_version(version)]
-        held.sort(key=version_number, reverse=True)
+        held.sort(key=lambda version: (version_number(version), version), reverse=True)
         superseded = [version for version in held[KEPT_PREDICTIONS:] if version != published]
         for version in superseded[-PRUNED_AT_ONCE:]:
             self._label_studio.delete_predictions(project_id, version)

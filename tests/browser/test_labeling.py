@@ -75,9 +75,15 @@ class LabelStream:
         self.page.wait_for_timeout(300)
         return self.served[n - 1]
 
-    def label(self, hotkey: str) -> None:
-        """Presses the hotkey of a choice, then that of Submit."""
-        self.page.keyboard.press(hotkey)
+    def label(self, label: str) -> None:
+        """Presses the hotkey of a choice until the editor took it, then that of Submit."""
+        choice = self.page.locator(f'label:has-text("{label}") input').first
+        for _ in range(20):
+            self.page.keyboard.press(HOTKEYS[label])
+            self.page.wait_for_timeout(250)
+            if choice.is_checked():
+                break
+        assert choice.is_checked(), f"the hotkey {HOTKEYS[label]} does not choose {label}"
         self.page.keyboard.press("Control+Enter")
 
 
@@ -91,7 +97,7 @@ def test_labeling_with_hotkeys_follows_the_queue(page: Page, project: LabelingPr
     for n in range(1, 7):
         task_id = stream.await_task(n)
         assert task_id == expected, f"image {n}: shown {task_id}, lowest score {expected}"
-        stream.label(HOTKEYS[colour_of(project, task_id)])
+        stream.label(colour_of(project, task_id))
         deadline = time.monotonic() + 20
         while len(stream.served) <= n and time.monotonic() < deadline:
             page.wait_for_timeout(50)

@@ -555,7 +555,7 @@ def test_an_error_of_any_shape_is_a_short_sentence(server: Server, client: Label
 def test_a_web_page_instead_of_json_is_told(server: Server, client: LabelStudioClient) -> None:
     """LABEL_STUDIO_URL leads to something else that answers 200."""
     server.always(200, b"<!DOCTYPE html><html>It works!</html>")
-    with pytest.raises(LabelStudioError, match=r"not JSON.*check that LABEL_STUDIO_URL"):
+    with pytest.raises(LabelStudioError, match=r"answered no JSON.*check that LABEL_STUDIO_URL"):
         client.whoami()
 
 

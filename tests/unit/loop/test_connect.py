@@ -176,6 +176,8 @@ def test_a_refused_private_address_is_explained(project: World, call: str) -> No
         'non_field_errors: ["Can\'t connect to ML backend http://gpu.local:9090, health check failed"]',
         "POST http://label-studio.local:8080/api/ml/ answered 400: health check failed. Make sure it is up",
         "Couldn't resolve host",
+        "Can't connect to ML backend http://gpu.local:9090, health check failed. Additional info: "
+        "<core.utils.io._SsrfGuardedHTTPConnection object>: Failed to establish a new connection",
     ],
 )
 def test_a_backend_that_is_not_reached_is_explained_as_that(text: str) -> None:

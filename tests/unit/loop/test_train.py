@@ -314,6 +314,7 @@ def test_another_backbone_embeds_and_trains_anew(animals: World) -> None:
 
 def test_a_new_image_in_a_task_makes_a_new_version(animals: World) -> None:
     """Task 8 shows another picture now: its embedding changed, so its prediction has to."""
+    animals = animals.again(window_size=8)
     label(animals, cat=[1], dog=[5])
     retrain(animals)
     animals.label_studio[1].tasks[8] = REDS[0]

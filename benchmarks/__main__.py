@@ -1,0 +1,39 @@
+"""Every benchmark, on the images and weights kept beside the project, else on the demo's digits.
+
+python -m benchmarks [--images DIR --weights FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from backend.demo import write_digits
+from benchmarks import labeler
+
+SHARED = labeler.REPOSITORY.parent / "shared"
+WEATHER = SHARED / "data" / "weather"
+WEIGHTS = SHARED / "weights" / "mobilenet_v2-imagenet.pth"
+
+
+def main() -> None:
+    """Runs them one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="folder of class folders")
+    parser.add_argument("--weights", type=Path, help="BACKBONE_WEIGHTS for mobilenet_v2")
+    arguments = parser.parse_args()
+    weights = arguments.weights or (WEIGHTS if WEIGHTS.is_file() else None)
+    images = arguments.images or (WEATHER if WEATHER.is_dir() else None)
+    with tempfile.TemporaryDirectory() as folder:
+        if images is None:
+            images = Path(folder) / "digits"
+            write_digits(images)
+        if weights is None:
+            print("no weights file: torchvision downloads them, or the hand-made descriptor is used")
+        command = ["--images", str(images), "--name", f"labeler-{images.name}"]
+        labeler.main([*command, *(["--weights", str(weights)] if weights else [])])
+
+
+if __name__ == "__main__":
+    main()
