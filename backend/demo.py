@@ -75,12 +75,13 @@ class Demo:
         self._options = options
         self._env_file = env_file
         self._run_dir = options.run_dir
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, soft_wrap=True)
         self._processes: list[_Process] = []
 
     def run(self) -> None:
         """Starts everything, prints where to go, and stays. Raises BackendError, one sentence, if it cannot start."""
         signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGINT, _interrupt)  # a shell starts background jobs with it ignored
         started = time.monotonic()
         base = Settings.from_environment(self._env_file)
         self._check_ports()
@@ -88,6 +89,8 @@ class Demo:
         for folder in ("logs", "images", "redis", "label-studio-data", "data"):
             (self._run_dir / folder).mkdir(parents=True, exist_ok=True)
         with self._only_demo_here():
+            ready = self._run_dir / "demo.json"
+            ready.unlink(missing_ok=True)
             try:
                 facts = self._start(base, images)
                 self._console.print(f"\nready after {time.monotonic() - started:.0f} s\n")
@@ -103,6 +106,7 @@ class Demo:
                 )
                 self._stay()
             finally:
+                ready.unlink(missing_ok=True)
                 self._stop()
 
     # -- before anything is started -------------------------------------------------------------------------------
@@ -148,7 +152,6 @@ class Demo:
         keys = self._secrets()
         label_studio_url = f"http://{HOST}:{options.label_studio_port}"
         backend_url = f"http://{HOST}:{options.backend_port}"
-        (self._run_dir / "demo.json").unlink(missing_ok=True)
         redis_url = self._redis(keys["redis_password"])
         command = self._label_studio_command()
         with self._step("starting Label Studio"):

@@ -23,6 +23,7 @@ class Project:
     model_version: str
     sampling: str
     show_collab_predictions: bool
+    n_tasks: int
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,8 @@ def start_demo(images: Path, run_dir: Path, *, environment: Mapping[str, str] | 
         "--label-studio-port", str(free_port()), "--backend-port", str(free_port()),
     ]  # fmt: skip
     with (run_dir / "demo.log").open("w") as log:
+        # A shell starts background jobs with SIGINT ignored; Ctrl-C and `kill -INT` must stop the demo all the same.
+        command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
         return subprocess.Popen(
             command,
             env=dict(environment or demo_environment()),

@@ -362,6 +362,7 @@ def _project(raw: Mapping[str, Any]) -> Project:
         model_version=str(raw.get("model_version") or ""),
         sampling=str(raw.get("sampling") or ""),
         show_collab_predictions=bool(raw.get("show_collab_predictions")),
+        n_tasks=int(raw.get("task_number") or 0),
     )
 
 

@@ -93,6 +93,12 @@ class Trainer:
         with watch.stage("fit"):
             labeled = _embedded(table, sorted(labels.labels))
             fitted = self._fit(table, labeled, labels)
+        if fitted is None and previous is None and len(table.references) < project.n_tasks:
+            # The first batch is chosen once, from all images; the last of them to be embedded asks again.
+            logger.info(
+                "first batch waits project=%d embedded=%d of=%d", project_id, len(table.references), project.n_tasks
+            )
+            return None
         pool = [task_id for task_id in table.task_ids.tolist() if task_id not in labels.answered]
         with watch.stage("seed"):
             seed = self._seed(table, pool, labeled, labels.skipped, previous, has_head=fitted is not None)

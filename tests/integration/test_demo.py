@@ -95,11 +95,11 @@ def test_second_start_reuses_everything_and_ctrl_c_leaves_no_process(tmp_path: P
     finally:
         stop_demo(first)
     assert processes_of(run_dir) == []
+    assert not (run_dir / "demo.json").exists(), "it says that the demo is ready"
     picture("blue", 9).save(images / "blue" / "new.png")
     started = time.monotonic()
     second = start_demo(images, run_dir)
     try:
-        (run_dir / "demo.json").unlink(missing_ok=True)
         again = await_demo(second, run_dir)
         took = time.monotonic() - started
         assert again["project_id"] == facts["project_id"]

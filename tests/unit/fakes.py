@@ -67,7 +67,9 @@ class FakeLabelStudio:
         self, project_id: int, images: Sequence[str | None] = (), *, label_config: str = LABEL_CONFIG
     ) -> FakeProject:
         """A new project with one task per image, ids from 1 on."""
-        project = Project(project_id, "Animals", CREATED_AT, label_config, "", "Sequential sampling", False)
+        project = Project(
+            project_id, "Animals", CREATED_AT, label_config, "", "Sequential sampling", False, len(images)
+        )
         kept = FakeProject(project, dict(enumerate(images, start=1)))
         self._projects[project_id] = kept
         return kept
@@ -129,7 +131,8 @@ class FakeLabelStudio:
 
     def project(self, project_id: int) -> Project:
         self._ask("project")
-        return self._find(project_id).project
+        kept = self._find(project_id)
+        return dataclasses.replace(kept.project, n_tasks=len(kept.tasks))
 
     def projects(self) -> list[Project]:
         self._ask("projects")

@@ -69,6 +69,26 @@ def test_without_labels_the_first_batch_is_chosen(animals: World) -> None:
     assert record.seed_engine == "lightly-mundig", record.seed_engine_reason
 
 
+def test_the_first_batch_waits_for_all_images(world: World) -> None:
+    """Stopped in the middle of embedding and started again: the batch is not chosen from the half that is there."""
+    world.label_studio.add_project(1, [*REDS, *GREENS])
+    some = world.label_studio.tasks(1, "image")[:5]
+    world.services.embedder.embed_now(1, some)
+    assert world.services.trainer.retrain(1) is None
+    assert world.registry.published(1) is None
+    label(world, cat=[1])
+    assert world.services.trainer.retrain(1) is None
+    label(world, dog=[5])
+    assert retrain(world).kind == "model", "two classes are known: people need not wait"
+
+
+def test_broken_images_do_not_keep_the_first_batch_waiting(world: World) -> None:
+    """What cannot be read counts as looked at."""
+    world.label_studio.add_project(1, [*REDS, "broken:5", None])
+    world.embed_all()
+    assert retrain(world).pool_size == 4
+
+
 def test_one_class_is_no_model_yet(animals: World) -> None:
     """After one label the rest of the same first batch stays on top; the version knows one label."""
     first = retrain(animals)
