@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from backend.errors import SelectionError
 from backend.learning.coreset import check_selection, select_coreset, typicality
-from backend.learning.head import normalise
+from backend.learning.features import normalise
 
 CHILD_PROGRAM = Path(__file__).with_name("lightly_child.py")
 

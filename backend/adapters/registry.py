@@ -30,6 +30,9 @@ from backend.schema import VersionRecord
 
 logger = logging.getLogger(__name__)
 
+HEAD_TENSORS = ("weights", "bias", "centre")
+"""The arrays of a head, as they are named in its file."""
+
 _VERSION = re.compile(r"v([0-9]{4,18})-[0-9]+labels-[0-9]{8}T[0-9]{6}Z")
 
 
@@ -130,7 +133,7 @@ class Registry:
         beside.mkdir()
         try:
             if head is not None:
-                tensors = {"weights": np.ascontiguousarray(head.weights), "bias": np.ascontiguousarray(head.bias)}
+                tensors = {name: np.ascontiguousarray(getattr(head, name)) for name in HEAD_TENSORS}
                 save_file(tensors, beside / "head.safetensors")
             _write_json(beside / "record.json", record.to_json())
             beside.rename(versions / record.version)
@@ -163,7 +166,8 @@ class Registry:
         path = self._version_directory(record.project_id, record.version) / "head.safetensors"
         try:
             tensors = load_file(path)
-            return Head(tuple(record.classes), tensors["weights"], tensors["bias"], float(record.strength or 0.0))
+            arrays = {name: tensors[name] for name in HEAD_TENSORS}
+            return Head(classes=tuple(record.classes), strength=float(record.strength or 0.0), **arrays)
         except Exception as exc:  # safetensors raises its own type for damaged files, OSError for missing ones
             raise VersionNotFoundError(
                 f"the head of version {record.version} cannot be read from {path}: {exc}"

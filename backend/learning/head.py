@@ -1,4 +1,4 @@
-"""The head: multinomial logistic regression on L2-normalised embeddings, and how well it is expected to do."""
+"""The head: multinomial logistic regression on the features of embeddings, and how well it is expected to do."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from backend.learning.features import Features, as_features
+
 Floats = NDArray[np.float64]
-Embeddings = NDArray[np.float32]
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 """Strengths tried, ascending: scikit-learn's `C`, the weight of the data against the L2 penalty on the weights."""
@@ -35,17 +36,18 @@ _MAX_ITERATIONS = 300  # 10 to 250 are usual, most where the penalty is weak; st
 
 @dataclass(frozen=True)
 class Head:
-    """A linear softmax classifier over L2-normalised embeddings."""
+    """A linear softmax classifier over the features of embeddings."""
 
     classes: tuple[str, ...]  # sorted; column c of every (N, C) array below is classes[c]
     weights: NDArray[np.float32]  # (C, D), two rows for two classes
     bias: NDArray[np.float32]  # (C,)
+    centre: NDArray[np.float32]  # (D,), what embeddings are features relative to; see `features.pool_centre`
     strength: float  # the strength it was fitted with
 
     def predict_proba(self, embeddings: ArrayLike) -> Floats:
         """Class probabilities (N, C) in 0..1, rows sum to 1, of raw embeddings (N, D) of any float type.
 
-        The rows are normalised here. Raises ValueError if the embeddings are not (N, D) with the head's D.
+        Raises ValueError if the embeddings are not (N, D) with the head's D.
         """
         rows = np.asarray(embeddings)
         if rows.ndim != 2 or rows.shape[1] != self.weights.shape[1]:
@@ -56,7 +58,7 @@ class Head:
         logits = np.empty((len(rows), len(self.classes)))
         for start in range(0, len(rows), BLOCK_ROWS):
             block = slice(start, start + BLOCK_ROWS)
-            logits[block] = normalise(rows[block]) @ self.weights.T + self.bias
+            logits[block] = as_features(rows[block], self.centre) @ self.weights.T + self.bias
         return _softmax(logits)
 
 
@@ -85,22 +87,16 @@ class FitResult:
     evaluation: CrossValidation | None
 
 
-def normalise(embeddings: ArrayLike) -> Embeddings:
-    """Rows (N, D) scaled to Euclidean length 1, as float32; a row of zeros stays zero."""
-    rows = np.array(embeddings, dtype=np.float32)
-    # Dividing by the largest entry first keeps the squares of very small or large rows from under- or overflowing.
-    largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=0)
-    np.divide(rows, largest, out=rows, where=largest > 0)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    np.divide(rows, lengths, out=rows, where=lengths > 0)
-    return rows
-
-
-def fit_head(embeddings: ArrayLike, labels: Sequence[str], *, strength: float = DEFAULT_STRENGTH) -> Head:
+def fit_head(
+    embeddings: ArrayLike,
+    labels: Sequence[str],
+    *,
+    centre: ArrayLike | None = None,
+    strength: float = DEFAULT_STRENGTH,
+) -> Head:
     """The head of one given strength; no randomness. See `fit_and_evaluate` for arguments and errors."""
-    rows, classes, targets = _checked(embeddings, labels)
-    problem = _Problem(rows, targets, n_classes=len(classes))
-    return problem.head(classes, strength)
+    problem = _Problem(embeddings, labels, centre)
+    return problem.head(strength)
 
 
 def fit_and_evaluate(
@@ -108,12 +104,14 @@ def fit_and_evaluate(
     labels: Sequence[str],
     *,
     random_state: int,
+    centre: ArrayLike | None = None,
     strengths: Sequence[float] = STRENGTHS,
 ) -> FitResult:
     """A head of the strength that predicts held-out labels best, with the out-of-fold result at that strength.
 
-    `embeddings` (N, D) of any float type are normalised here; `labels` holds N class names; `random_state` seeds the
-    folds. The minimised loss is scikit-learn's, `½‖W‖² + strength · Σ cross-entropy` with a free bias. With two
+    `embeddings` (N, D) of any float type become features here, relative to `centre` (D,), best that of the whole pool
+    (None: zeros, only normalised); `labels` holds N class names; `random_state` seeds the folds. The minimised loss is
+    scikit-learn's, `½‖W‖² + strength · Σ cross-entropy` with a free bias. With two
     classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C.
 
     The strength is chosen by log-loss, not accuracy. With tens of labels accuracy moves in steps of several percent
@@ -128,24 +126,23 @@ def fit_and_evaluate(
     eigendecomposition of the smaller of N×N and D×D, then 10 to 50 passes over N·min(N, D)·C·folds per strength; with
     thousands of labels, pass only the last chosen strength and its neighbours.
     """
-    rows, classes, targets = _checked(embeddings, labels)
-    folds = _deal_folds(targets, random_state=random_state)
-    problem = _Problem(rows, targets, n_classes=len(classes))
+    problem = _Problem(embeddings, labels, centre)
+    folds = _deal_folds(problem.targets, random_state=random_state)
     if folds is None:
-        return FitResult(head=problem.head(classes, DEFAULT_STRENGTH), evaluation=None)
+        return FitResult(head=problem.head(DEFAULT_STRENGTH), evaluation=None)
 
     evaluation, best, solution = None, DEFAULT_STRENGTH, None
     for strength in sorted(strengths):
         candidate_solution, probabilities = problem.out_of_fold(folds, strength, start=solution)
-        candidate = _evaluate(probabilities, targets, folds)
+        candidate = _evaluate(probabilities, problem.targets, folds)
         if evaluation is not None and candidate.log_loss >= evaluation.log_loss:
             break
         evaluation, best, solution = candidate, strength, candidate_solution
-    return FitResult(head=problem.head(classes, best, start=solution), evaluation=evaluation)
+    return FitResult(head=problem.head(best, start=solution), evaluation=evaluation)
 
 
-def _checked(embeddings: ArrayLike, labels: Sequence[str]) -> tuple[Embeddings, tuple[str, ...], NDArray[np.intp]]:
-    """Normalised rows (N, D), sorted classes, and the class index (N,) of each row."""
+def _checked(embeddings: ArrayLike, labels: Sequence[str]) -> tuple[NDArray[Any], tuple[str, ...], NDArray[np.intp]]:
+    """Rows (N, D), sorted classes, and the class index (N,) of each row."""
     rows = np.asarray(embeddings)
     if rows.ndim != 2 or len(rows) != len(labels):
         raise ValueError(f"got embeddings of shape {rows.shape} and {len(labels)} labels; expected one row per label")
@@ -157,7 +154,7 @@ def _checked(embeddings: ArrayLike, labels: Sequence[str]) -> tuple[Embeddings, 
     if not np.isfinite(rows).all():
         raise ValueError("embeddings contain NaN or infinity; embed these images again")
     index = {name: position for position, name in enumerate(classes)}
-    return normalise(rows), classes, np.array([index[label] for label in labels])
+    return rows, classes, np.array([index[label] for label in labels])
 
 
 def _deal_folds(targets: NDArray[np.intp], *, random_state: int) -> NDArray[np.intp] | None:
@@ -201,20 +198,23 @@ class _Problem:
     every axis by it saves L-BFGS most of its steps.
     """
 
-    def __init__(self, rows: Embeddings, targets: NDArray[np.intp], *, n_classes: int) -> None:
-        self.mean = rows.mean(axis=0, dtype=np.float64)  # (D,)
-        centred = rows - self.mean  # (N, D)
+    def __init__(self, embeddings: ArrayLike, labels: Sequence[str], centre: ArrayLike | None) -> None:
+        rows, self.classes, self.targets = _checked(embeddings, labels)
+        self.centre = np.zeros(rows.shape[1], np.float32) if centre is None else np.asarray(centre, np.float32)
+        features: Features = as_features(rows, self.centre)
+        self.mean = features.mean(axis=0, dtype=np.float64)  # (D,)
+        centred = features - self.mean  # (N, D)
         self.axes, self.coordinates = _principal_axes(centred)  # (D, R), (N, R)
         self.spread = np.mean(self.coordinates**2, axis=0)  # (R,) variance along each axis
-        self.one_hot = np.eye(n_classes)[targets]  # (N, C)
+        self.one_hot = np.eye(len(self.classes))[self.targets]  # (N, C)
 
-    def head(self, classes: tuple[str, ...], strength: float, *, start: Floats | None = None) -> Head:
+    def head(self, strength: float, *, start: Floats | None = None) -> Head:
         """The head fitted on all rows; `start` is a solution of the folds at about this strength."""
         first = None if start is None else start.mean(axis=1, keepdims=True)
         solution = self._solve(np.ones((len(self.one_hot), 1)), strength, start=first, tolerance=_FIT_TOLERANCE)
         weights = solution[:-1, 0].T @ self.axes.T  # (C, D)
         bias = solution[-1, 0] - weights @ self.mean  # (C,)
-        return Head(classes, weights.astype(np.float32), bias.astype(np.float32), float(strength))
+        return Head(self.classes, weights.astype(np.float32), bias.astype(np.float32), self.centre, float(strength))
 
     def out_of_fold(self, folds: NDArray[np.intp], strength: float, *, start: Floats | None) -> tuple[Floats, Floats]:
         """The solution of all folds, a warm start for the next strength, and each row's held-out probabilities."""

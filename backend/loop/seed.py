@@ -10,6 +10,7 @@ import numpy as np
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.lightly import select_first_batch
+from backend.learning.features import as_features, pool_centre
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +29,13 @@ def select_seed(
 ) -> Seed:
     """Up to `budget` task ids of `pool` that cover it best, away from what is `labeled` already.
 
-    Both must have an embedding in `table`. Diversity and typicality with equal strength; see
+    Both must have an embedding in `table`. Diversity and typicality of features with equal strength; see
     `backend.adapters.lightly`.
     """
     candidates = np.asarray([*labeled, *pool], dtype=np.int64)
-    embeddings = table.embeddings[table.rows_of(candidates)]
+    features = as_features(table.embeddings[table.rows_of(candidates)], pool_centre(table.embeddings))
     selection = select_first_batch(
-        embeddings,
+        features,
         budget=min(budget, len(pool)),
         preselected=range(len(labeled)),
         random_state=random_state,

@@ -18,6 +18,7 @@ from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import LabelStudioError
+from backend.learning.features import pool_centre
 from backend.learning.head import FitResult, fit_and_evaluate
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.projects import register_project
@@ -167,7 +168,10 @@ class Trainer:
         if len(set(targets)) < 2:
             return None
         return fit_and_evaluate(
-            table.embeddings[table.rows_of(labeled)], targets, random_state=self._settings.random_state
+            table.embeddings[table.rows_of(labeled)],
+            targets,
+            random_state=self._settings.random_state,
+            centre=pool_centre(table.embeddings),
         )
 
     def _seed(

@@ -44,7 +44,7 @@ def publish(world: World, project_id: int = 3, version: str = VERSION) -> None:
     )  # fmt: skip
     weights = np.array([[4, -4, 0], [-4, 4, 0]], dtype=np.float32)
     world.registry.register(project_id, CREATED, LABEL_CONFIG)
-    world.registry.save(record, Head(("cat", "dog"), weights, np.zeros(2, dtype=np.float32), 10.0))
+    world.registry.save(record, Head(("cat", "dog"), weights, np.zeros(2, np.float32), np.zeros(3, np.float32), 10.0))
     world.registry.publish(project_id, version)
 
 

@@ -15,7 +15,7 @@ import backend
 from backend.adapters.lightly import select_first_batch
 from backend.errors import SelectionError
 from backend.learning.coreset import select_coreset, typicality
-from backend.learning.head import normalise
+from backend.learning.features import normalise
 
 REPOSITORY = Path(backend.__file__).parents[1]
 

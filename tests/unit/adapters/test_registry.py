@@ -22,7 +22,13 @@ from backend.schema import VersionRecord
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 CONFIG = "<View/>"
-HEAD = Head(("cat", "dog"), np.array([[1, 0], [0, 1]], dtype=np.float32), np.array([0.5, -0.5], dtype=np.float32), 10.0)
+HEAD = Head(
+    ("cat", "dog"),
+    weights=np.array([[1, 0], [0, 1]], dtype=np.float32),
+    bias=np.array([0.5, -0.5], dtype=np.float32),
+    centre=np.array([0.25, 0.75], dtype=np.float32),
+    strength=10.0,
+)
 
 
 def record(version: str, project_id: int = 3, **changes: Any) -> VersionRecord:
@@ -99,6 +105,7 @@ def test_a_saved_version_is_read_back_as_it_was(registry: Registry) -> None:
     assert head.classes == HEAD.classes
     assert head.weights.tolist() == HEAD.weights.tolist()
     assert head.bias.tolist() == HEAD.bias.tolist()
+    assert head.centre.tolist() == HEAD.centre.tolist()
     assert head.weights.dtype == np.float32
     assert head.strength == 10.0
 

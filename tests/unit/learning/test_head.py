@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
 from sklearn.linear_model import LogisticRegression
 
 from backend.learning import head as head_module
-from backend.learning.head import DEFAULT_STRENGTH, STRENGTHS, Head, fit_and_evaluate, fit_head, normalise
+from backend.learning.features import normalise, pool_centre
+from backend.learning.head import DEFAULT_STRENGTH, STRENGTHS, Head, fit_and_evaluate, fit_head
 
 
 def clusters(n_per_class: dict[str, int], *, n_features: int = 30, noise: float = 0.5, seed: int = 0):
@@ -22,30 +22,20 @@ def clusters(n_per_class: dict[str, int], *, n_features: int = 30, noise: float 
     return embeddings.astype(np.float32), labels
 
 
-def test_normalise_by_hand():
-    """(3, 4) has length 5; a row of zeros stays zero; float16 becomes float32."""
-    rows = normalise(np.array([[3, 4], [0, 0], [-2, 0]], dtype=np.float16))
-    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
-    assert rows.dtype == np.float32
-
-
-floats = st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
-
-
-@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=5), elements=floats))
-def test_normalised_rows_have_length_one(embeddings):
-    """Every row but zero has length 1, however small or large its entries; the caller's array is left alone."""
-    before = embeddings.copy()
-    lengths = np.linalg.norm(normalise(embeddings).astype(np.float64), axis=1)
-    np.testing.assert_allclose(lengths, embeddings.any(axis=1).astype(float), atol=1e-5)
-    np.testing.assert_array_equal(embeddings, before)
-
-
 def test_predict_proba_by_hand():
     """Row (3, 4) has direction (0.6, 0.8): logits 0.6·ln 4 / 0.6 = ln 4 and 0 give 4/5 and 1/5."""
     weights = np.array([[np.log(4) / 0.6, 0], [0, 0]], dtype=np.float32)
-    head = Head(("cat", "dog"), weights, np.zeros(2, dtype=np.float32), strength=1.0)
+    head = Head(("cat", "dog"), weights, np.zeros(2, np.float32), np.zeros(2, np.float32), strength=1.0)
     np.testing.assert_allclose(head.predict_proba([[3, 4], [0, 1]]), [[0.8, 0.2], [0.5, 0.5]], rtol=1e-6)
+
+
+def test_predict_proba_sees_embeddings_from_the_centre():
+    """From (0.6, 0.4), row (0.6, 0.8) lies straight up and (1, 0) to the right and down: logits ln 3 and 0."""
+    weights = np.array([[0, np.log(3)], [0, 0]], dtype=np.float32)
+    head = Head(("cat", "dog"), weights, np.zeros(2, np.float32), np.array([0.6, 0.4], np.float32), strength=1.0)
+    down = np.log(3) * -0.4 / np.hypot(0.4, 0.4)
+    expected = [[0.75, 0.25], [1 / (1 + np.exp(-down)), 1 / (1 + np.exp(down))]]
+    np.testing.assert_allclose(head.predict_proba([[3, 4], [2, 0]]), expected, rtol=1e-5)
 
 
 def test_predict_proba_works_in_blocks(monkeypatch):
@@ -71,6 +61,17 @@ def test_head_is_scikit_learns_logistic_regression(n_features, strength):
     assert (head.weights.shape, head.bias.shape) == ((3, n_features), (3,))
     assert (head.weights.dtype, head.bias.dtype) == (np.float32, np.float32)
     np.testing.assert_allclose(head.predict_proba(pool), reference.predict_proba(normalise(pool)), atol=1e-3)
+
+
+def test_what_all_embeddings_share_does_not_matter_to_a_centred_head():
+    """A large common part (photos of one street) hides the classes from a plain head, not from a centred one."""
+    embeddings, labels = clusters({"a": 30, "b": 30}, noise=1.0)
+    shifted = embeddings + 20 * np.ones(30, dtype=np.float32)
+    head = fit_head(shifted[::2], labels[::2], centre=pool_centre(shifted), strength=1.0)
+    plain = fit_head(shifted[::2], labels[::2], strength=1.0)
+    rest = np.array(labels[1::2]) == "b"
+    confidences = [fitted.predict_proba(shifted[1::2])[np.arange(30), rest.astype(int)] for fitted in (head, plain)]
+    assert confidences[0].mean() > 0.8 > 0.6 > confidences[1].mean()
 
 
 def test_two_classes_have_two_rows():

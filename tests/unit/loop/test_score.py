@@ -46,7 +46,8 @@ def predict(world: World, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def head(*weights: tuple[float, float]) -> Head:
-    return Head(("cat", "dog"), np.array(weights, dtype=np.float32), np.zeros(2, dtype=np.float32), 1.0)
+    zeros = np.zeros(2, dtype=np.float32)
+    return Head(("cat", "dog"), np.array(weights, dtype=np.float32), bias=zeros, centre=zeros, strength=1.0)
 
 
 def test_the_least_certain_is_first() -> None:

@@ -1,0 +1,62 @@
+"""Features: lengths, the centre, and what it takes out."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from backend.learning import features as features_module
+from backend.learning.features import as_features, normalise, pool_centre
+
+
+def test_normalise_by_hand():
+    """(3, 4) has length 5; a row of zeros stays zero; float16 becomes float32."""
+    rows = normalise(np.array([[3, 4], [0, 0], [-2, 0]], dtype=np.float16))
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+    assert rows.dtype == np.float32
+
+
+floats = st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
+
+
+@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=5), elements=floats))
+def test_normalised_rows_have_length_one(embeddings):
+    """Every row but zero has length 1, however small or large its entries; the caller's array is left alone."""
+    before = embeddings.copy()
+    lengths = np.linalg.norm(normalise(embeddings).astype(np.float64), axis=1)
+    np.testing.assert_allclose(lengths, embeddings.any(axis=1).astype(float), atol=1e-5)
+    np.testing.assert_array_equal(embeddings, before)
+
+
+def test_the_centre_is_the_mean_direction():
+    """(3, 0) and (0, 2) have directions (1, 0) and (0, 1): their middle is (0.5, 0.5)."""
+    np.testing.assert_allclose(pool_centre([[3, 0], [0, 2]]), [0.5, 0.5])
+
+
+def test_features_are_directions_from_the_centre():
+    """Seen from (0.5, 0.5), (1, 0) lies to the lower right and (0, 1) to the upper left."""
+    half = np.sqrt(0.5)
+    rows = as_features([[3, 0], [0, 2]], pool_centre([[3, 0], [0, 2]]))
+    np.testing.assert_allclose(rows, [[half, -half], [-half, half]], rtol=1e-6)
+    assert rows.dtype == np.float32
+
+
+def test_without_a_pool_features_are_only_normalised():
+    """No image, or a single one (it would be its own centre): the centre is zero."""
+    for pool in (np.empty((0, 2)), np.array([[3, 4]])):
+        np.testing.assert_array_equal(pool_centre(pool), [0, 0])
+    np.testing.assert_allclose(as_features([[3, 4]], [0, 0]), [[0.6, 0.8]], rtol=1e-6)
+
+
+def test_an_image_at_the_centre_has_no_direction():
+    """Zeros, not NaN: the head then gives it the classes' shares."""
+    np.testing.assert_array_equal(as_features([[1, 0]], [1, 0]), [[0, 0]])
+
+
+def test_a_large_pool_is_sampled_evenly(monkeypatch):
+    """Half of the rows point right, then half point up: the sample holds as many of both."""
+    monkeypatch.setattr(features_module, "CENTRE_ROWS", 10)
+    pool = np.repeat([[1, 0], [0, 1]], 500, axis=0).astype(np.float16)
+    np.testing.assert_allclose(pool_centre(pool), [0.5, 0.5])
