@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from backend.adapters.embedding_store import EmbeddingTable
@@ -18,13 +16,10 @@ from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import LabelStudioError
-from backend.learning.features import pool_centre
-from backend.learning.head import FitResult, fit_and_evaluate
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.projects import register_project
-from backend.loop.queue import build_window
-from backend.loop.score import Scores, score
-from backend.loop.seed import Seed, select_seed
+from backend.loop.rounds import Round, Stopwatch, plan_round, trainable
+from backend.loop.seed import Seed
 from backend.schema import AnnotatedTask, Project, QueueEntry, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
@@ -91,25 +86,20 @@ class Trainer:
                 "nothing new project=%d labels=%d embedded=%d", project_id, len(labels.labels), len(table.task_ids)
             )
             return None
-        with watch.stage("fit"):
-            labeled = _embedded(table, sorted(labels.labels))
-            fitted = self._fit(table, labeled, labels)
-        if fitted is None and previous is None and len(table.references) < project.n_tasks:
+        labeled = trainable(table, labels)
+        if (
+            previous is None
+            and len({labels.labels[task_id] for task_id in labeled}) < 2
+            and len(table.references) < project.n_tasks
+        ):
             # The first batch is chosen once, from all images; the last of them to be embedded asks again.
             logger.info(
                 "first batch waits project=%d embedded=%d of=%d", project_id, len(table.references), project.n_tasks
             )
             return None
-        pool = [task_id for task_id in table.task_ids.tolist() if task_id not in labels.answered]
-        with watch.stage("seed"):
-            seed = self._seed(table, pool, labeled, labels.skipped, previous, has_head=fitted is not None)
-        with watch.stage("score"):
-            scores = (
-                score(fitted.head, table.embeddings[table.rows_of(pool)], self._settings.acquisition)
-                if fitted
-                else None
-            )
-            entries = self._window(config, pool, scores, seed, labels)
+        plan = plan_round(table, labels, self._settings, previous_seed=self._previous_seed(previous), watch=watch)
+        fitted, seed = plan.fitted, plan.seed
+        entries = self._entries(config, plan)
         version = self._registry.new_version(project_id, len(labeled), self._now())
         record = VersionRecord(
             version=version,
@@ -129,7 +119,7 @@ class Trainer:
             backbone=self._embedder.backbone.name,
             fingerprint=self._embedder.backbone.fingerprint,
             random_state=self._settings.random_state,
-            pool_size=len(pool),
+            pool_size=len(plan.pool),
             window=[entry.task_id for entry in entries],
             seed_task_ids=list(seed.task_ids) if seed else [],
             seed_engine=seed.engine if seed else None,
@@ -147,7 +137,7 @@ class Trainer:
             self._registry.publish(project_id, version)
         logger.info(
             "retrained project=%d version=%s labels=%d pool=%d accuracy=%s took=%.2fs (%s)",
-            project_id, version, len(labeled), len(pool),
+            project_id, version, len(labeled), len(plan.pool),
             "-" if record.accuracy is None else f"{record.accuracy:.2f}", watch.total, watch,
         )  # fmt: skip
         return record
@@ -163,61 +153,20 @@ class Trainer:
             self._jobs.request_embedding(project_id)
         return self._embedder.table(project_id)
 
-    def _fit(self, table: EmbeddingTable, labeled: Sequence[int], labels: TrainingLabels) -> FitResult | None:
-        targets = [labels.labels[task_id] for task_id in labeled]
-        if len(set(targets)) < 2:
+    def _previous_seed(self, previous: VersionRecord | None) -> Seed | None:
+        """The first batch of the published version, if it was chosen from embeddings of the same backbone."""
+        if previous is None or not previous.seed_engine:
             return None
-        return fit_and_evaluate(
-            table.embeddings[table.rows_of(labeled)],
-            targets,
-            random_state=self._settings.random_state,
-            centre=pool_centre(table.embeddings),
-        )
-
-    def _seed(
-        self,
-        table: EmbeddingTable,
-        pool: Sequence[int],
-        labeled: Sequence[int],
-        skipped: frozenset[int],
-        previous: VersionRecord | None,
-        *,
-        has_head: bool,
-    ) -> Seed | None:
-        """The seed batch that is still being labeled, or a new one while there is neither batch nor model."""
-        waiting = _waiting(pool, skipped)
-        if (
-            previous
-            and previous.seed_engine
-            and previous.fingerprint == self._embedder.backbone.fingerprint
-            and not waiting.isdisjoint(previous.seed_task_ids)
-        ):
-            return Seed(previous.seed_task_ids, previous.seed_engine, previous.seed_engine_reason)
-        if has_head or not pool:
+        if previous.fingerprint != self._embedder.backbone.fingerprint:
             return None
-        return select_seed(
-            table, sorted(waiting), labeled, budget=self._settings.seed_size, random_state=self._settings.random_state
-        )
+        return Seed(previous.seed_task_ids, previous.seed_engine, previous.seed_engine_reason)
 
-    def _window(
-        self,
-        config: ChoicesConfig,
-        pool: Sequence[int],
-        scores: Scores | None,
-        seed: Seed | None,
-        labels: TrainingLabels,
-    ) -> list[QueueEntry]:
-        rows = {task_id: row for row, task_id in enumerate(pool)}
-        waiting = _waiting(pool, labels.skipped)
-        window = build_window(
-            waiting_seed=[task_id for task_id in seed.task_ids if task_id in waiting] if seed else [],
-            queue_scores=dict(zip(pool, scores.queue_scores.tolist(), strict=True)) if scores else {},
-            skipped=labels.skipped,
-            size=self._settings.window_size,
-        )
+    @staticmethod
+    def _entries(config: ChoicesConfig, plan: Round) -> list[QueueEntry]:
+        rows = {task_id: row for row, task_id in enumerate(plan.pool)}
         return [
-            QueueEntry(task_id, queue_score, scores.result(config, rows[task_id]) if scores else [])
-            for task_id, queue_score in window
+            QueueEntry(task_id, queue_score, plan.scores.result(config, rows[task_id]) if plan.scores else [])
+            for task_id, queue_score in plan.window
         ]
 
     def _push(self, project_id: int, version: str, entries: Sequence[QueueEntry]) -> None:
@@ -252,36 +201,3 @@ class Trainer:
             if task_id in table.failures
         }
         return {**labels.ignored, **broken}
-
-
-class Stopwatch:
-    """Seconds by stage, in the order the stages ran."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measures the block as one stage."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.monotonic() - started, 4)
-
-    @property
-    def total(self) -> float:
-        """Seconds of all stages so far."""
-        return sum(self.seconds.values())
-
-    def __str__(self) -> str:
-        return " ".join(f"{name}={seconds:.2f}" for name, seconds in self.seconds.items())
-
-
-def _waiting(pool: Sequence[int], skipped: frozenset[int]) -> frozenset[int]:
-    """Pool tasks that nobody skipped; all of them once everything was skipped."""
-    return frozenset(pool) - skipped or frozenset(pool)
-
-
-def _embedded(table: EmbeddingTable, task_ids: Sequence[int]) -> list[int]:
-    return [task_id for task_id, row in zip(task_ids, table.rows_of(task_ids).tolist(), strict=True) if row >= 0]

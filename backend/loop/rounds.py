@@ -1,0 +1,118 @@
+"""One round of active learning: from embeddings and labels to a head and the tasks to label next.
+
+The service and the simulation both run this, and nothing in it knows of Label Studio, Redis or the data folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from backend.adapters.embedding_store import EmbeddingTable
+from backend.config import Settings
+from backend.learning.features import pool_centre
+from backend.learning.head import FitResult, fit_and_evaluate
+from backend.loop.queue import build_window
+from backend.loop.score import Scores, score
+from backend.loop.seed import Seed, select_seed
+from backend.schema import TrainingLabels
+
+
+@dataclass(frozen=True)
+class Round:
+    """What follows from some labels.
+
+    labeled: tasks with a label and an embedding, ascending; what the head was fitted on.
+    pool: embedded tasks that nobody answered yet, ascending.
+    fitted: the head; None while fewer than two classes are labeled.
+    scores: of the pool, a row per task in its order; None without a head.
+    seed: the first batch while part of it still waits.
+    window: the next tasks to label with their queue scores, the first to be labeled first.
+    """
+
+    labeled: Sequence[int]
+    pool: Sequence[int]
+    fitted: FitResult | None
+    scores: Scores | None
+    seed: Seed | None
+    window: Sequence[tuple[int, float]]
+
+
+def plan_round(
+    table: EmbeddingTable,
+    labels: TrainingLabels,
+    settings: Settings,
+    *,
+    previous_seed: Seed | None,
+    watch: Stopwatch,
+) -> Round:
+    """Fits a head, scores the pool and builds the window; `previous_seed` is that of the round before."""
+    with watch.stage("fit"):
+        labeled = trainable(table, labels)
+        fitted = _fit(table, labeled, labels, settings)
+    pool = [task_id for task_id in table.task_ids.tolist() if task_id not in labels.answered]
+    # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
+    waiting = frozenset(pool) - labels.skipped or frozenset(pool)
+    with watch.stage("seed"):
+        seed: Seed | None = None
+        if previous_seed is not None and not waiting.isdisjoint(previous_seed.task_ids):
+            seed = previous_seed
+        elif fitted is None and pool:
+            seed = select_seed(
+                table, sorted(waiting), labeled, budget=settings.seed_size, random_state=settings.random_state
+            )
+    with watch.stage("score"):
+        scores = None
+        if fitted is not None:
+            scores = score(fitted.head, table.embeddings[table.rows_of(pool)], settings.acquisition)
+        window = build_window(
+            waiting_seed=[task_id for task_id in seed.task_ids if task_id in waiting] if seed else [],
+            queue_scores=dict(zip(pool, scores.queue_scores.tolist(), strict=True)) if scores else {},
+            skipped=labels.skipped,
+            size=settings.window_size,
+        )
+    return Round(labeled, pool, fitted, scores, seed, window)
+
+
+def trainable(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
+    """Tasks that have both a label and an embedding, ascending."""
+    task_ids = sorted(labels.labels)
+    return [task_id for task_id, row in zip(task_ids, table.rows_of(task_ids).tolist(), strict=True) if row >= 0]
+
+
+def _fit(table: EmbeddingTable, labeled: Sequence[int], labels: TrainingLabels, settings: Settings) -> FitResult | None:
+    targets = [labels.labels[task_id] for task_id in labeled]
+    if len(set(targets)) < 2:
+        return None
+    return fit_and_evaluate(
+        table.embeddings[table.rows_of(labeled)],
+        targets,
+        random_state=settings.random_state,
+        centre=pool_centre(table.embeddings),
+    )
+
+
+class Stopwatch:
+    """Seconds by stage, in the order the stages ran."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures the block as one stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - started, 4)
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages so far."""
+        return sum(self.seconds.values())
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={seconds:.2f}" for name, seconds in self.seconds.items())
