@@ -132,6 +132,59 @@ def banned_subnets(
 
 
 @app.command()
+def simulate(
+    context: typer.Context,
+    images: Annotated[Path, typer.Option(help="Folder of class folders; their names are the labels.")],
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="Name; may be given again. Default: the first two.")
+    ] = None,
+    budgets: Annotated[
+        str, typer.Option(help="Numbers of labels to measure at, separated by commas.")
+    ] = "10,30,60,120",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs, each with another held-out fifth.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write every measurement.")] = None,
+) -> None:
+    """Run the loop without Label Studio on images whose classes are known, and compare strategies.
+
+    Strategies: default (what the service does with these settings), baseline (random order, plain logistic regression),
+    random, coreset, typical_coreset, margin, least_confidence, entropy.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from backend.loop.simulate import embed_folder, report, summary
+    from backend.loop.simulate import simulate as run
+    from backend.services import Services
+
+    settings = _settings(context, quiet=True)
+    if not images.is_dir():
+        raise BackendError(f"--images {images} is not a folder; give a folder of class folders")
+    backbone = Services(settings).backbone()
+    if backbone.warning:
+        typer.echo(f"note: {backbone.warning}", err=True)
+    names = strategy or ["default", "baseline"]
+    wanted = _whole_numbers(budgets)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        embedding = progress.add_task("embedding")
+        pictures = embed_folder(
+            backbone, images, lambda done, total: progress.update(embedding, completed=done, total=total)
+        )
+        labeling = progress.add_task("labeling", total=len(names) * len(set(wanted)) * seeds)
+        rows = []
+        for row in run(pictures, strategies=names, budgets=wanted, n_seeds=seeds, settings=settings):
+            rows.append(row)
+            progress.advance(labeling)
+    typer.echo(f"accuracy on the held-out fifth, mean ± standard deviation of {seeds} seeds")
+    typer.echo("labels".ljust(18) + "".join(f"{budget:>15}" for budget in sorted(set(wanted))))
+    for name, by_budget in summary(rows).items():
+        cells = "".join(f"{f'{mean:.3f} ± {spread:.3f}':>15}" for mean, spread in by_budget.values())
+        typer.echo(name.ljust(18) + cells)
+    if json_file is not None:
+        content = {"images": images.name, **report(rows, pictures, backbone, settings)}
+        json_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@app.command()
 def demo(
     context: typer.Context,
     images: Annotated[Path | None, typer.Option(help="Folder of images; class folders name the labels.")] = None,
@@ -162,6 +215,13 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BackendError(f"--budgets {text!r} is not a list of whole numbers such as 10,30,60") from None
 
 
 def _settings(context: typer.Context, *, quiet: bool = False) -> Settings:

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 from fakes import CREATED, LABEL_CONFIG, World, rgb
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from backend import cli
 from backend.addresses import forbidden_except
 from backend.config import Settings, describe_settings
 from backend.errors import BackendError, ProjectNotFoundError, SettingsError
+from backend.loop.simulate import STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,6 +77,47 @@ def test_every_command_is_explained() -> None:
         explained = run(name, "--help")
         assert explained.exit_code == 0
         assert len(explained.output) > 100
+
+
+def test_simulate_prints_a_table_and_writes_every_measurement(tmp_path: Path) -> None:
+    """Twelve images of two colours, one strategy, two seeds: a row of the table, two rows in the file."""
+    for number in range(12):
+        target = tmp_path / "images" / ("red", "blue")[number % 2] / f"{number}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (250 - number, 0, 0) if number % 2 == 0 else (0, 0, 250 - number)).save(target)
+    file = tmp_path / "out.json"
+    arguments = ("--images", str(tmp_path / "images"), "--strategy", "default", "--budgets", "4", "--seeds", "2")
+    done = CliRunner().invoke(
+        cli.app, ("simulate", *arguments, "--json", str(file)), env={"BACKBONE": "descriptor", "SEED_SIZE": "4"}
+    )
+    assert done.exit_code == 0, done.output
+    assert "default" in done.output
+    assert "1.000 ± 0.000" in done.output
+    content = json.loads(file.read_text())
+    assert [(row["strategy"], row["budget"], row["seed"]) for row in content["rows"]] == [
+        ("default", 4, 0),
+        ("default", 4, 1),
+    ]
+    assert (content["images"], content["n_images"], content["backbone"]) == ("images", 12, "descriptor")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--images", "/nowhere"], "--images /nowhere is not a folder"),
+        (["--images", ".", "--budgets", "ten"], "'ten' is not a list of whole numbers such as 10,30,60"),
+    ],
+)
+def test_simulate_says_what_is_wrong(arguments: list[str], sentence: str) -> None:
+    """A missing folder, budgets that are no numbers: one sentence."""
+    done = CliRunner().invoke(cli.app, ("simulate", *arguments), env={"BACKBONE": "descriptor"})
+    assert sentence in str(done.exception)
+
+
+def test_simulate_names_every_strategy() -> None:
+    """The help text is complete."""
+    output = " ".join(run("simulate", "--help").output.split())
+    assert all(name in output for name in STRATEGIES)
 
 
 def test_connect_says_what_it_did(built: World) -> None:

@@ -1,0 +1,293 @@
+"""The loop without Label Studio: class folders answer for people, accuracy is measured on a held-out fifth.
+
+`default` runs `plan_round`, the service's own code, label by label. The other strategies take one part of it away.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.adapters.backbones import Backbone
+from backend.adapters.embedding_store import EmbeddingTable
+from backend.adapters.images import decode
+from backend.config import Settings
+from backend.errors import ImageError, SelectionError
+from backend.learning.coreset import select_coreset, typicality
+from backend.learning.features import as_features, pool_centre
+from backend.learning.head import Head, fit_and_evaluate, fit_head
+from backend.loop.rounds import Round, Stopwatch, plan_round
+from backend.loop.seed import Seed
+from backend.schema import TrainingLabels
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 5
+"""One image of each class in so many is held out."""
+
+PLAIN_STRENGTH = 100.0
+"""Strength of the plain learner of `baseline`."""
+
+EMBED_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LabeledImages:
+    """Embeddings (N, D) of images whose classes (N,) are known, and how many files could not be read."""
+
+    embeddings: NDArray[np.float16]
+    labels: NDArray[np.str_]
+    n_unreadable: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: accuracy (0..1) on the held-out images with the first `budget` labels of one run."""
+
+    strategy: str
+    budget: int
+    seed: int
+    accuracy: float
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def embed_folder(backbone: Backbone, folder: Path, advance: Callable[[int, int], None]) -> LabeledImages:
+    """Embeds a folder of class folders; `advance(done, total)` is called after each batch.
+
+    Raises ImageError unless there are at least two class folders with images.
+    """
+    files = [(path, parent.name) for parent in sorted(folder.glob("*/")) for path in sorted(parent.glob("*"))]
+    embeddings: list[NDArray[np.float32]] = []
+    labels: list[str] = []
+    n_unreadable = 0
+    for start in range(0, len(files), EMBED_BATCH):
+        images = []
+        for path, label in files[start : start + EMBED_BATCH]:
+            try:
+                images.append(decode(path.read_bytes(), min_side=backbone.input_side))
+                labels.append(label)
+            except (ImageError, OSError) as exc:
+                logger.warning("left out %s: %s", path, exc)
+                n_unreadable += 1
+        if images:
+            embeddings.append(backbone.embed(images))
+        advance(min(start + EMBED_BATCH, len(files)), len(files))
+    if len(set(labels)) < 2:
+        raise ImageError(
+            f"{folder} holds images of {len(set(labels))} classes; expected a folder per class, two or more"
+        )
+    return LabeledImages(np.concatenate(embeddings).astype(np.float16), np.array(labels), n_unreadable)
+
+
+def held_out_fifth(labels: Sequence[str] | NDArray[np.str_], seed: int) -> NDArray[np.bool_]:
+    """Which rows (N,) are held out: of each class every fifth, in an order shuffled by `seed`."""
+    random = np.random.default_rng(seed)
+    names = np.asarray(labels)
+    held_out = np.zeros(len(names), dtype=bool)
+    for name in np.unique(names):
+        held_out[random.permutation(np.flatnonzero(names == name))[::HELD_OUT]] = True
+    return held_out
+
+
+# -- strategies -------------------------------------------------------------------------------------------------------
+
+
+class Simulation:
+    """One run: a pool whose labels are given when asked for."""
+
+    def __init__(self, images: LabeledImages, *, seed: int, settings: Settings) -> None:
+        held_out = held_out_fifth(images.labels, seed)
+        self.seed = seed
+        self.settings = settings
+        self.table = _table(images.embeddings[~held_out])
+        self.truth = images.labels[~held_out].tolist()  # by task id, which is the row in the table
+        self._test_embeddings = images.embeddings[held_out]
+        self._test_labels = images.labels[held_out]
+
+    @property
+    def size(self) -> int:
+        """Images of the pool, labeled or not."""
+        return len(self.truth)
+
+    def labels(self, task_ids: Sequence[int]) -> TrainingLabels:
+        """What a person would have answered for these tasks."""
+        answers = {task_id: self.truth[task_id] for task_id in task_ids}
+        return TrainingLabels(answers, frozenset(answers), frozenset(), {})
+
+    def accuracy(self, head: Head | None) -> float:
+        """Share of held-out images whose top class is right; without a head, that of the best constant answer."""
+        if head is None:
+            return float(np.unique(self._test_labels, return_counts=True)[1].max() / len(self._test_labels))
+        top = head.predict_proba(self._test_embeddings).argmax(axis=1)
+        return float(np.mean(np.asarray(head.classes)[top] == self._test_labels))
+
+
+Strategy = Callable[[Simulation, Sequence[int]], Iterator[tuple[int, float]]]
+"""(simulation, budgets ascending) → (budget, accuracy) as each is reached."""
+
+
+def _service(acquisition: str | None = None) -> Strategy:
+    """The service itself; with an acquisition function of its own unless it is that of the settings."""
+
+    def run(simulation: Simulation, budgets: Sequence[int]) -> Iterator[tuple[int, float]]:
+        settings = replace(simulation.settings, acquisition=acquisition or simulation.settings.acquisition)
+        task_ids: list[int] = []
+        seed: Seed | None = None
+        while True:
+            plan = plan_round(
+                simulation.table, simulation.labels(task_ids), settings, previous_seed=seed, watch=Stopwatch()
+            )
+            seed = plan.seed
+            if len(task_ids) in budgets:
+                yield len(task_ids), simulation.accuracy(plan.fitted.head if plan.fitted else None)
+            if len(task_ids) >= budgets[-1]:
+                return
+            task_ids += _labeled_before_order_changes(plan, next(b for b in budgets if b > len(task_ids)))
+
+    return run
+
+
+def _labeled_before_order_changes(plan: Round, budget: int) -> list[int]:
+    """The next task; while the first batch lasts, whose order no label changes, the rest of it, up to `budget`."""
+    n_next = 1
+    if plan.seed is not None:
+        n_next = len(set(plan.seed.task_ids).intersection(task_id for task_id, _ in plan.window))
+    n_next = min(max(n_next, 1), budget - len(plan.labeled))
+    return [task_id for task_id, _ in plan.window[:n_next]]
+
+
+def _ranked(rank: Callable[[Simulation, int], Sequence[int]], *, plain: bool = False) -> Strategy:
+    """Labels in an order that does not depend on them, with the service's learner or a plain one."""
+
+    def run(simulation: Simulation, budgets: Sequence[int]) -> Iterator[tuple[int, float]]:
+        order = rank(simulation, budgets[-1])
+        centre = pool_centre(simulation.table.embeddings)
+        for budget in budgets:
+            rows = list(order[:budget])
+            labels = [simulation.truth[row] for row in rows]
+            embeddings = simulation.table.embeddings[rows]
+            head = None
+            if len(set(labels)) > 1 and plain:
+                head = fit_head(embeddings, labels, strength=PLAIN_STRENGTH)
+            elif len(set(labels)) > 1:
+                random_state = simulation.settings.random_state
+                head = fit_and_evaluate(embeddings, labels, random_state=random_state, centre=centre).head
+            yield budget, simulation.accuracy(head)
+
+    return run
+
+
+def _random(simulation: Simulation, budget: int) -> Sequence[int]:
+    order: list[int] = np.random.default_rng(simulation.seed).permutation(simulation.size)[:budget].tolist()
+    return order
+
+
+def _coreset(simulation: Simulation, budget: int) -> Sequence[int]:
+    return select_coreset(_features(simulation), budget=budget)
+
+
+def _typical_coreset(simulation: Simulation, budget: int) -> Sequence[int]:
+    features = _features(simulation)
+    weights = typicality(features, random_state=simulation.settings.random_state)
+    return select_coreset(features, budget=budget, typicality_weights=weights)
+
+
+def _features(simulation: Simulation) -> NDArray[np.float32]:
+    embeddings = simulation.table.embeddings
+    return as_features(embeddings, pool_centre(embeddings))
+
+
+STRATEGIES: Mapping[str, tuple[str, Strategy]] = MappingProxyType(
+    {
+        "default": ("what the service does with these settings", _service()),
+        "baseline": (
+            "random, with L2-normalised embeddings and logistic regression, C = 100",
+            _ranked(_random, plain=True),
+        ),
+        "random": ("random, with the service's learner", _ranked(_random)),
+        "coreset": ("k-center greedy throughout; Sener & Savarese 2018 (Lightly: diversity)", _ranked(_coreset)),
+        "typical_coreset": ("Lightly's diversity and typicality throughout", _ranked(_typical_coreset)),
+        "margin": ("the service's first batch, then the smallest margin; Scheffer et al. 2001", _service("margin")),
+        "least_confidence": (
+            "the service's first batch, then the lowest confidence; Lewis & Gale 1994",
+            _service("least_confidence"),
+        ),
+        "entropy": ("the service's first batch, then the highest entropy; Shannon 1948", _service("entropy")),
+    }
+)
+"""Name → (what it does and where it comes from, how it runs)."""
+
+
+# -- runs -------------------------------------------------------------------------------------------------------------
+
+
+def simulate(
+    images: LabeledImages,
+    *,
+    strategies: Sequence[str],
+    budgets: Sequence[int],
+    n_seeds: int,
+    settings: Settings,
+) -> Iterator[Row]:
+    """Every strategy at every budget with seeds 0 to `n_seeds` - 1, as they are measured.
+
+    The seed decides which images are held out and what is random in a strategy. Raises SelectionError for an unknown
+    strategy and for budgets that are not 1 to the size of the pool.
+    """
+    unknown = [name for name in strategies if name not in STRATEGIES]
+    if unknown:
+        raise SelectionError(f"there is no strategy {unknown[0]!r}; choose of {', '.join(STRATEGIES)}")
+    n_pool = int(np.sum(~held_out_fifth(images.labels, 0)))
+    wanted = sorted(set(budgets))
+    if not wanted or wanted[0] < 1 or wanted[-1] > n_pool:
+        raise SelectionError(f"budgets are {list(budgets)}; expected whole numbers of 1 to {n_pool}, the pool's images")
+    for seed in range(n_seeds):
+        simulation = Simulation(images, seed=seed, settings=settings)
+        for name in strategies:
+            for budget, accuracy in STRATEGIES[name][1](simulation, wanted):
+                yield Row(name, budget, seed, accuracy)
+
+
+def report(rows: Sequence[Row], images: LabeledImages, backbone: Backbone, settings: Settings) -> dict[str, Any]:
+    """Everything needed to know what was measured, as plain JSON types; `rows` is the measurement."""
+    return {
+        "n_images": len(images.labels),
+        "n_unreadable": images.n_unreadable,
+        "classes": {str(name): int(n) for name, n in zip(*np.unique(images.labels, return_counts=True), strict=True)},
+        "held_out": f"one in {HELD_OUT} of each class, by seed",
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "acquisition": settings.acquisition,
+        "seed_size": settings.seed_size,
+        "random_state": settings.random_state,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def summary(rows: Sequence[Row]) -> dict[str, dict[int, tuple[float, float]]]:
+    """strategy → budget → mean accuracy and standard deviation over seeds (0 for a single seed)."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        found.setdefault(row.strategy, {}).setdefault(row.budget, []).append(row.accuracy)
+    return {
+        strategy: {
+            budget: (float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+            for budget, values in by_budget.items()
+        }
+        for strategy, by_budget in found.items()
+    }
+
+
+def _table(embeddings: NDArray[np.float16]) -> EmbeddingTable:
+    task_ids = np.arange(len(embeddings), dtype=np.int64)
+    references = dict.fromkeys(task_ids.tolist(), "")
+    return EmbeddingTable(task_ids, embeddings, failures={}, references=references, version=1)
