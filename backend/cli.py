@@ -152,7 +152,7 @@ def simulate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from backend.loop.simulate import embed_folder, report, summary
+    from backend.loop.simulate import STRATEGIES, embed_folder, report, summary
     from backend.loop.simulate import simulate as run
     from backend.services import Services
 
@@ -179,6 +179,8 @@ def simulate(
     for name, by_budget in summary(rows).items():
         cells = "".join(f"{f'{mean:.3f} ± {spread:.3f}':>15}" for mean, spread in by_budget.values())
         typer.echo(name.ljust(18) + cells)
+    for name in names:
+        typer.echo(f"{name}: {STRATEGIES[name][0]}")
     if json_file is not None:
         content = {"images": images.name, **report(rows, pictures, backbone, settings)}
         json_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -30,10 +30,10 @@ from PIL import Image
 from backend.adapters.backbones import load_backbone
 from backend.adapters.images import decode
 from backend.adapters.registry import Registry
+from backend.loop.simulate import held_out_fifth
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
-HELD_OUT = 5  # every fifth image of each class, in shuffled order
 CHECKPOINTS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300)
 
 
@@ -84,16 +84,14 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def split(images: Path, target: Path, seed: int) -> tuple[Path, dict[Path, str]]:
     """Copies four fifths of each class to `target`; the rest, path → class."""
-    rng = np.random.default_rng(seed)
+    files = sorted(images.glob("*/*"))
     held_out = {}
-    for class_folder in sorted(path for path in images.iterdir() if path.is_dir()):
-        files = sorted(class_folder.iterdir())
-        for position, index in enumerate(rng.permutation(len(files))):
-            if position % HELD_OUT == 0:
-                held_out[files[index]] = class_folder.name
-            else:
-                (target / class_folder.name).mkdir(parents=True, exist_ok=True)
-                shutil.copy(files[index], target / class_folder.name)
+    for path, out in zip(files, held_out_fifth([path.parent.name for path in files], seed), strict=True):
+        if out:
+            held_out[path] = path.parent.name
+        else:
+            (target / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target / path.parent.name)
     return target, held_out
 
 

@@ -93,6 +93,7 @@ def test_simulate_prints_a_table_and_writes_every_measurement(tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     assert "default" in done.output
     assert "1.000 ± 0.000" in done.output
+    assert "default: what the service does with these settings" in done.output
     content = json.loads(file.read_text())
     assert [(row["strategy"], row["budget"], row["seed"]) for row in content["rows"]] == [
         ("default", 4, 0),

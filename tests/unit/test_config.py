@@ -63,6 +63,7 @@ def test_a_switch_may_be_written_in_several_ways(raw: str, expected: bool) -> No
 MISTAKES = {
     "LABEL_STUDIO_URL": "127.0.0.1:8080",
     "BACKEND_URL": "http://",
+    "BIND": "0.0.0.0",
     "REDIS_URL": "http://127.0.0.1:6379",
     "WEB_WORKERS": "0",
     "WEB_THREADS": "many",
