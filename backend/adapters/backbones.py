@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +38,8 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What torchvision's checkpoints are named after: the start of the file's SHA-256.
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.")
 _N_IMAGENET_CLASSES = 1000
+# The first stages, at half the resolution, see little but edges.
+_FINEST_STAGE = 4
 _COUNTER = "num_batches_tracked"
 _N_ORIENTATIONS = 8
 _HOG_WEIGHT = 1.5
@@ -59,6 +62,8 @@ class Backbone(ABC):
     """A sentence for the user of the service when this is not the backbone that was asked for."""
     input_side: int
     """Pixels per side that pictures are brought to: `min_side` for whoever decodes them."""
+    n_details: int = 0
+    """How many columns, the last ones, come from earlier stages of a network: textures and tints, not things."""
 
     @abstractmethod
     def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
@@ -106,7 +111,12 @@ def load_backbone(
 
 
 class NetworkBackbone(Backbone):
-    """A torchvision network without its classifier: features are what the classifier would get, after pooling."""
+    """A torchvision network without its classifier.
+
+    Features are blocks, each the signed square root (which tames a few large entries: Perronnin et al. 2010) scaled to
+    length 1: what the classifier would get, after pooling; then, as details, the mean over the picture of what each
+    earlier stage ends with, a stage being the layers between two halvings of the resolution (none in a transformer).
+    """
 
     def __init__(
         self, name: str, state_dict: Mapping[str, torch.Tensor], source: WeightsSource, origin: str, device: str | None
@@ -133,8 +143,13 @@ class NetworkBackbone(Backbone):
         mean, std = (
             getattr(preset, part, default) for part, default in (("mean", _IMAGENET_MEAN), ("std", _IMAGENET_STD))
         )
+        self._pooled = threading.local()
+        self._stages = self._watch_stages()
+        self.n_details = sum(n_channels for _, n_channels in self._stages)
+        self._n_last = self.dim
+        self.dim += self.n_details
         self._mean, self._std = (torch.tensor(v, device=self._device).mul(255).view(1, 3, 1, 1) for v in (mean, std))
-        transform = f"half-squeezed-1 {self.input_side} {self._resample.name} {list(mean)} {list(std)}"
+        transform = f"half-squeezed-1 stages-1 {self.input_side} {self._resample.name} {list(mean)} {list(std)}"
         self.fingerprint = _fingerprint("torchvision", name, _digest(network.state_dict()), transform)
 
     def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
@@ -147,11 +162,60 @@ class NetworkBackbone(Backbone):
             pixels = np.stack([self._prepared(image) for image in images[start : start + batch_size]])  # (B, S, S, 3)
             with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):
                 batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
-                outputs = self._network((batch - self._mean) / self._std)  # (B, dim)
-            features[start : start + batch_size] = outputs.float().cpu().numpy()
+                self._pooled.stages = {}
+                outputs = self._network((batch - self._mean) / self._std)  # (B, dim without details)
+                blocks = [outputs.float(), *(self._pooled.stages[name] for name, _ in self._stages)]
+                features[start : start + batch_size] = torch.cat(blocks, dim=1).cpu().numpy()
         if not np.isfinite(features).all():
             raise BackboneError(f"{self.name} gave features that are not finite; the weights do not fit it: use others")
+        features[:] = np.sign(features) * np.sqrt(np.abs(features))
+        ends = np.cumsum([self._n_last, *(n_channels for _, n_channels in self._stages)])[:-1]
+        for block in np.split(features, ends, axis=1):  # views
+            lengths = np.linalg.norm(block, axis=1, keepdims=True)
+            np.divide(block, lengths, out=block, where=lengths > 0)
         return features
+
+    def _watch_stages(self) -> list[tuple[str, int]]:
+        """Name and number of channels of the last module of each earlier stage; from now on each pools its output."""
+        import torch
+
+        found: dict[int, tuple[str, int]] = {}  # by pixels per side, in order of execution
+        maps_last: set[str] = set()
+
+        def probe(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+            def note(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+                if isinstance(output, torch.Tensor) and output.ndim == 4:
+                    height, width, last = output.shape[1:]
+                    if height == width != last:  # channels last, as in Swin transformers
+                        maps_last.add(name)
+                        width, height = last, height
+                        found[height] = name, width
+                    else:
+                        found[last] = name, height
+
+            return note
+
+        # Blocks and stages are at most two names deep; what is inside of a block is no end of a stage.
+        modules = {name: module for name, module in self._network.named_modules() if name and name.count(".") < 2}
+        hooks = [module.register_forward_hook(probe(name)) for name, module in modules.items()]
+        with torch.inference_mode():
+            self._network(torch.zeros(1, 3, self.input_side, self.input_side, device=self._device))
+        for hook in hooks:
+            hook.remove()
+        maps = [side for side in found if side > 1]  # 1 is what pooling leaves
+        stages = [found[side] for side in maps if min(maps) < side <= self.input_side // _FINEST_STAGE]
+
+        def pool(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+            axes = (1, 2) if name in maps_last else (2, 3)
+
+            def keep(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+                self._pooled.stages[name] = output.float().mean(axes)
+
+            return keep
+
+        for name, _ in stages:
+            modules[name].register_forward_hook(pool(name))
+        return stages
 
     def _prepared(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         # A picture becomes square half by squeezing, half by cutting the ends of its longer side off. Accuracy of a

@@ -23,15 +23,14 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backend.errors import VersionNotFoundError
+from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
 from backend.schema import VersionRecord
 
 logger = logging.getLogger(__name__)
-
-HEAD_TENSORS = ("weights", "bias", "centre")
-"""The arrays of a head, as they are named in its file."""
 
 _VERSION = re.compile(r"v([0-9]{4,18})-[0-9]+labels-[0-9]{8}T[0-9]{6}Z")
 
@@ -133,8 +132,7 @@ class Registry:
         beside.mkdir()
         try:
             if head is not None:
-                tensors = {name: np.ascontiguousarray(getattr(head, name)) for name in HEAD_TENSORS}
-                save_file(tensors, beside / "head.safetensors")
+                save_file(_tensors(head), beside / "head.safetensors")
             _write_json(beside / "record.json", record.to_json())
             beside.rename(versions / record.version)
         except BaseException:
@@ -166,8 +164,10 @@ class Registry:
         path = self._version_directory(record.project_id, record.version) / "head.safetensors"
         try:
             tensors = load_file(path)
-            arrays = {name: tensors[name] for name in HEAD_TENSORS}
-            return Head(classes=tuple(record.classes), strength=float(record.strength or 0.0), **arrays)
+            space = FeatureSpace(tensors["scale"], tensors["centre"])
+            return Head(
+                tuple(record.classes), tensors["weights"], tensors["bias"], space, float(record.strength or 0.0)
+            )
         except Exception as exc:  # safetensors raises its own type for damaged files, OSError for missing ones
             raise VersionNotFoundError(
                 f"the head of version {record.version} cannot be read from {path}: {exc}"
@@ -206,6 +206,11 @@ class Registry:
         if not is_own_version(version):
             raise VersionNotFoundError(f"{version!r} is not the name of a version of this service")
         return self._directory / str(int(project_id)) / "versions" / version
+
+
+def _tensors(head: Head) -> dict[str, NDArray[np.float32]]:
+    arrays = {"weights": head.weights, "bias": head.bias, "scale": head.space.scale, "centre": head.space.centre}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -9,6 +11,43 @@ Features = NDArray[np.float32]
 
 CENTRE_ROWS = 4096
 """Rows the centre is taken from, evenly spaced in a larger pool: its error is then a hundredth of the spread."""
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """How embeddings become features, and so part of everything that is learned from features.
+
+    `scale` (D,) multiplies the columns of an embedding, `centre` (D,) is the mean direction of the project's images.
+    """
+
+    scale: NDArray[np.float32]
+    centre: NDArray[np.float32]
+
+    def features(self, embeddings: ArrayLike) -> Features:
+        """Features (N, D) of length 1, of embeddings (N, D): scaled, normalised, the centre subtracted, normalised."""
+        return normalise(normalise(np.asarray(embeddings, dtype=np.float32) * self.scale) - self.centre)
+
+
+def pool_space(embeddings: ArrayLike, scale: ArrayLike | None = None) -> FeatureSpace:
+    """The space whose centre is the mean direction of all images' embeddings (N, D), labeled or not.
+
+    Photos of one project resemble each other, and what they share tells nothing: with it taken out, angles between them
+    tell more, to the head and to the selection alike (a step of SimpleShot, Wang et al. 2019,
+    https://arxiv.org/abs/1911.04623, with the pool's mean in place of the training set's). `scale` (D,): ones if None.
+    """
+    rows = np.asarray(embeddings)
+    scales = np.ones(rows.shape[1], np.float32) if scale is None else np.asarray(scale, dtype=np.float32)
+    if len(rows) > CENTRE_ROWS:
+        rows = rows[evenly_spaced(len(rows), CENTRE_ROWS)]
+    if len(rows) < 2:  # a single image would be its own centre, and nothing of it left
+        return FeatureSpace(scales, np.zeros(rows.shape[1], dtype=np.float32))
+    directions = normalise(rows.astype(np.float32) * scales)
+    return FeatureSpace(scales, directions.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+
+def plain_space(n_features: int) -> FeatureSpace:
+    """The space in which features are embeddings (N, n_features) scaled to length 1 and nothing else."""
+    return FeatureSpace(np.ones(n_features, np.float32), np.zeros(n_features, np.float32))
 
 
 def normalise(embeddings: ArrayLike) -> Features:
@@ -22,22 +61,6 @@ def normalise(embeddings: ArrayLike) -> Features:
     return rows
 
 
-def pool_centre(embeddings: ArrayLike) -> Features:
-    """The mean direction (D,) of all images' embeddings (N, D), labeled or not; zeros without any.
-
-    Photos of one project resemble each other, and what they share tells nothing: with it taken out, angles between them
-    tell more, to the head and to the selection alike (a step of SimpleShot, Wang et al. 2019,
-    https://arxiv.org/abs/1911.04623, with the pool's mean in place of the training set's).
-    """
-    rows = np.asarray(embeddings)
-    if len(rows) > CENTRE_ROWS:
-        rows = rows[np.linspace(0, len(rows) - 1, CENTRE_ROWS).astype(np.intp)]
-    if len(rows) < 2:  # a single image would be its own centre, and nothing of it left
-        return np.zeros(rows.shape[1], dtype=np.float32)
-    centre: Features = normalise(rows).mean(axis=0, dtype=np.float64).astype(np.float32)
-    return centre
-
-
-def as_features(embeddings: ArrayLike, centre: ArrayLike) -> Features:
-    """Features (N, D) of length 1, of embeddings (N, D): normalised, the centre (D,) subtracted, normalised again."""
-    return normalise(normalise(embeddings) - np.asarray(centre, dtype=np.float32))
+def evenly_spaced(n_rows: int, n_wanted: int) -> NDArray[np.intp]:
+    """Up to `n_wanted` different indices below `n_rows`, evenly spaced and ascending: a sample without randomness."""
+    return np.linspace(0, n_rows - 1, min(n_rows, n_wanted)).astype(np.intp)

@@ -6,18 +6,22 @@ The service and the simulation both run this, and nothing in it knows of Label S
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
-from backend.learning.features import pool_centre
 from backend.learning.head import FitResult, fit_and_evaluate
+from backend.learning.pool import Pool
 from backend.loop.queue import build_window
 from backend.loop.score import Scores, score
 from backend.loop.seed import Seed, select_seed
 from backend.schema import TrainingLabels
+
+POOLS_KEPT = 4
+"""Projects whose pools are kept; each costs up to 5,000 float32 rows for every weight of details that was chosen."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,39 @@ class Round:
     window: Sequence[tuple[int, float]]
 
 
+class Pools:
+    """The pools of the projects served last: what is computed from all images is not computed again at every label."""
+
+    def __init__(self) -> None:
+        self._pools: OrderedDict[str, Pool] = OrderedDict()
+
+    def pool(self, table: EmbeddingTable, n_details: int) -> Pool:
+        """The pool of these embeddings, the same object as long as they do not change."""
+        pool = self._pools.get(table.digest)
+        if pool is None or pool.n_details != n_details:
+            pool = self._pools[table.digest] = Pool(table.embeddings, n_details)
+        self._pools.move_to_end(table.digest)
+        while len(self._pools) > POOLS_KEPT:
+            self._pools.popitem(last=False)
+        return pool
+
+
 def plan_round(
     table: EmbeddingTable,
+    everything: Pool,
     labels: TrainingLabels,
     settings: Settings,
     *,
     previous_seed: Seed | None,
     watch: Stopwatch,
 ) -> Round:
-    """Fits a head, scores the pool and builds the window; `previous_seed` is that of the round before."""
+    """Fits a head, scores the pool and builds the window.
+
+    `everything` is the pool of all of the table's images; `previous_seed` is that of the round before.
+    """
     with watch.stage("fit"):
         labeled = trainable(table, labels)
-        fitted = _fit(table, labeled, labels, settings)
+        fitted = _fit(table, everything, labeled, labels, settings)
     pool = [task_id for task_id in table.task_ids.tolist() if task_id not in labels.answered]
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
     waiting = frozenset(pool) - labels.skipped or frozenset(pool)
@@ -61,7 +86,12 @@ def plan_round(
             seed = previous_seed
         elif fitted is None and pool:
             seed = select_seed(
-                table, sorted(waiting), labeled, budget=settings.seed_size, random_state=settings.random_state
+                table,
+                everything,
+                sorted(waiting),
+                labeled,
+                budget=settings.seed_size,
+                random_state=settings.random_state,
             )
     with watch.stage("score"):
         scores = None
@@ -82,16 +112,13 @@ def trainable(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
     return [task_id for task_id, row in zip(task_ids, table.rows_of(task_ids).tolist(), strict=True) if row >= 0]
 
 
-def _fit(table: EmbeddingTable, labeled: Sequence[int], labels: TrainingLabels, settings: Settings) -> FitResult | None:
+def _fit(
+    table: EmbeddingTable, everything: Pool, labeled: Sequence[int], labels: TrainingLabels, settings: Settings
+) -> FitResult | None:
     targets = [labels.labels[task_id] for task_id in labeled]
     if len(set(targets)) < 2:
         return None
-    return fit_and_evaluate(
-        table.embeddings[table.rows_of(labeled)],
-        targets,
-        random_state=settings.random_state,
-        centre=pool_centre(table.embeddings),
-    )
+    return fit_and_evaluate(everything, table.rows_of(labeled), targets, random_state=settings.random_state)
 
 
 class Stopwatch:

@@ -10,7 +10,7 @@ import numpy as np
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.lightly import select_first_batch
-from backend.learning.features import as_features, pool_centre
+from backend.learning.pool import Pool
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +25,21 @@ class Seed:
 
 
 def select_seed(
-    table: EmbeddingTable, pool: Sequence[int], labeled: Sequence[int], *, budget: int, random_state: int
+    table: EmbeddingTable,
+    everything: Pool,
+    pool: Sequence[int],
+    labeled: Sequence[int],
+    *,
+    budget: int,
+    random_state: int,
 ) -> Seed:
     """Up to `budget` task ids of `pool` that cover it best, away from what is `labeled` already.
 
-    Both must have an embedding in `table`. Diversity and typicality of features with equal strength; see
-    `backend.adapters.lightly`.
+    Both must have an embedding in `table`, and `everything` is the pool of all its images. Diversity and typicality of
+    features with equal strength; see `backend.adapters.lightly`.
     """
     candidates = np.asarray([*labeled, *pool], dtype=np.int64)
-    features = as_features(table.embeddings[table.rows_of(candidates)], pool_centre(table.embeddings))
+    features = everything.space().features(table.embeddings[table.rows_of(candidates)])
     selection = select_first_batch(
         features,
         budget=min(budget, len(pool)),

@@ -21,8 +21,9 @@ from backend.adapters.images import decode
 from backend.config import Settings
 from backend.errors import ImageError, SelectionError
 from backend.learning.coreset import select_coreset, typicality
-from backend.learning.features import as_features, pool_centre
+from backend.learning.features import plain_space
 from backend.learning.head import Head, fit_and_evaluate, fit_head
+from backend.learning.pool import Pool
 from backend.loop.rounds import Round, Stopwatch, plan_round
 from backend.loop.seed import Seed
 from backend.schema import TrainingLabels
@@ -40,11 +41,15 @@ EMBED_BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class LabeledImages:
-    """Embeddings (N, D) of images whose classes (N,) are known, and how many files could not be read."""
+    """Embeddings (N, D) of images whose classes (N,) are known, and how many files could not be read.
+
+    The last `n_details` columns are details, see `Backbone`.
+    """
 
     embeddings: NDArray[np.float16]
     labels: NDArray[np.str_]
     n_unreadable: int
+    n_details: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ def embed_folder(backbone: Backbone, folder: Path, advance: Callable[[int, int],
         raise ImageError(
             f"{folder} holds images of {len(set(labels))} classes; expected a folder per class, two or more"
         )
-    return LabeledImages(np.concatenate(embeddings).astype(np.float16), np.array(labels), n_unreadable)
+    return LabeledImages(
+        np.concatenate(embeddings).astype(np.float16), np.array(labels), n_unreadable, backbone.n_details
+    )
 
 
 def held_out_fifth(labels: Sequence[str] | NDArray[np.str_], seed: int) -> NDArray[np.bool_]:
@@ -109,6 +116,7 @@ class Simulation:
         self.seed = seed
         self.settings = settings
         self.table = _table(images.embeddings[~held_out])
+        self.pool = Pool(self.table.embeddings, images.n_details)
         self.truth = images.labels[~held_out].tolist()  # by task id, which is the row in the table
         self._test_embeddings = images.embeddings[held_out]
         self._test_labels = images.labels[held_out]
@@ -130,6 +138,12 @@ class Simulation:
         top = head.predict_proba(self._test_embeddings).argmax(axis=1)
         return float(np.mean(np.asarray(head.classes)[top] == self._test_labels))
 
+    def fit_plain(self, rows: Sequence[int], labels: Sequence[str]) -> Head:
+        """The plain learner: logistic regression on L2-normalised embeddings without their details."""
+        space = plain_space(self.pool.embeddings.shape[1])
+        space.scale[len(space.scale) - self.pool.n_details :] = 0
+        return fit_head(self.pool.embeddings[list(rows)], labels, space=space, strength=PLAIN_STRENGTH)
+
 
 Strategy = Callable[[Simulation, Sequence[int]], Iterator[tuple[int, float]]]
 """(simulation, budgets ascending) → (budget, accuracy) as each is reached."""
@@ -143,8 +157,9 @@ def _service(acquisition: str | None = None) -> Strategy:
         task_ids: list[int] = []
         seed: Seed | None = None
         while True:
+            labels = simulation.labels(task_ids)
             plan = plan_round(
-                simulation.table, simulation.labels(task_ids), settings, previous_seed=seed, watch=Stopwatch()
+                simulation.table, simulation.pool, labels, settings, previous_seed=seed, watch=Stopwatch()
             )
             seed = plan.seed
             if len(task_ids) in budgets:
@@ -170,17 +185,15 @@ def _ranked(rank: Callable[[Simulation, int], Sequence[int]], *, plain: bool = F
 
     def run(simulation: Simulation, budgets: Sequence[int]) -> Iterator[tuple[int, float]]:
         order = rank(simulation, budgets[-1])
-        centre = pool_centre(simulation.table.embeddings)
         for budget in budgets:
             rows = list(order[:budget])
             labels = [simulation.truth[row] for row in rows]
-            embeddings = simulation.table.embeddings[rows]
             head = None
             if len(set(labels)) > 1 and plain:
-                head = fit_head(embeddings, labels, strength=PLAIN_STRENGTH)
+                head = simulation.fit_plain(rows, labels)
             elif len(set(labels)) > 1:
                 random_state = simulation.settings.random_state
-                head = fit_and_evaluate(embeddings, labels, random_state=random_state, centre=centre).head
+                head = fit_and_evaluate(simulation.pool, rows, labels, random_state=random_state).head
             yield budget, simulation.accuracy(head)
 
     return run
@@ -192,18 +205,13 @@ def _random(simulation: Simulation, budget: int) -> Sequence[int]:
 
 
 def _coreset(simulation: Simulation, budget: int) -> Sequence[int]:
-    return select_coreset(_features(simulation), budget=budget)
+    return select_coreset(simulation.pool.features(), budget=budget)
 
 
 def _typical_coreset(simulation: Simulation, budget: int) -> Sequence[int]:
-    features = _features(simulation)
+    features = simulation.pool.features()
     weights = typicality(features, random_state=simulation.settings.random_state)
     return select_coreset(features, budget=budget, typicality_weights=weights)
-
-
-def _features(simulation: Simulation) -> NDArray[np.float32]:
-    embeddings = simulation.table.embeddings
-    return as_features(embeddings, pool_centre(embeddings))
 
 
 STRATEGIES: Mapping[str, tuple[str, Strategy]] = MappingProxyType(

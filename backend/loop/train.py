@@ -18,7 +18,7 @@ from backend.config import Settings
 from backend.errors import LabelStudioError
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.projects import register_project
-from backend.loop.rounds import Round, Stopwatch, plan_round, trainable
+from backend.loop.rounds import Pools, Round, Stopwatch, plan_round, trainable
 from backend.loop.seed import Seed
 from backend.schema import AnnotatedTask, Project, QueueEntry, TrainingLabels, VersionRecord
 
@@ -49,6 +49,7 @@ class Trainer:
         self._embedder = embedder
         self._settings = settings
         self._now = now
+        self._pools = Pools()
 
     def retrain(self, project_id: int) -> VersionRecord | None:
         """The new published version; None when nothing changed since the last one (or nothing is embedded yet).
@@ -97,7 +98,9 @@ class Trainer:
                 "first batch waits project=%d embedded=%d of=%d", project_id, len(table.references), project.n_tasks
             )
             return None
-        plan = plan_round(table, labels, self._settings, previous_seed=self._previous_seed(previous), watch=watch)
+        everything = self._pools.pool(table, self._embedder.backbone.n_details)
+        previous_seed = self._previous_seed(previous)
+        plan = plan_round(table, everything, labels, self._settings, previous_seed=previous_seed, watch=watch)
         fitted, seed = plan.fitted, plan.seed
         entries = self._entries(config, plan)
         version = self._registry.new_version(project_id, len(labeled), self._now())

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_model import ACTIONS, payload
 from werkzeug.test import TestResponse
 
+from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.loop.connect import PROJECT_HEADER, SECRET_HEADER
 from backend.schema import UNTRAINED, Progress, VersionRecord
@@ -44,7 +45,7 @@ def publish(world: World, project_id: int = 3, version: str = VERSION) -> None:
     )  # fmt: skip
     weights = np.array([[4, -4, 0], [-4, 4, 0]], dtype=np.float32)
     world.registry.register(project_id, CREATED, LABEL_CONFIG)
-    world.registry.save(record, Head(("cat", "dog"), weights, np.zeros(2, np.float32), np.zeros(3, np.float32), 10.0))
+    world.registry.save(record, Head(("cat", "dog"), weights, np.zeros(2, np.float32), plain_space(3), 10.0))
     world.registry.publish(project_id, version)
 
 

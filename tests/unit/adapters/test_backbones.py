@@ -18,9 +18,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from backend.adapters.backbones import DescriptorBackbone, _download, _DownloadError, load_backbone
 from backend.errors import BackboneError
+from backend.learning.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared"
@@ -69,26 +71,66 @@ def without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
      ("efficientnet_b0", 1280), ("shufflenet_v2_x0_5", 1024), ("regnet_y_400mf", 440)],
 )  # fmt: skip
 def test_a_network_gives_what_its_classifier_would_get(tmp_path: Path, name: str, dim: int) -> None:
-    """Features times the classifier's own weights are the network's answer, whatever the network is called."""
+    """The first columns are the square roots of the classifier's input, at length 1, whatever the network is called."""
     weights = random_state_dict(name)
     backbone = load_backbone(name, saved(tmp_path, weights), device="cpu")
     side = backbone.input_side
     features = backbone.embed([noise(1, (side, side)), noise(2, (300, 200)).convert("L")])
-    assert (features.shape, features.dtype, backbone.dim) == ((2, dim), np.float32, dim)
+    assert (features.shape, features.dtype) == ((2, backbone.dim), np.float32)
+    assert backbone.dim - backbone.n_details == dim
     assert (backbone.name, backbone.weights_source, backbone.warning) == (name, "file", None)
+    np.testing.assert_allclose(np.linalg.norm(features[:, :dim], axis=1), 1, rtol=1e-5)
 
-    if name == "squeezenet1_1":  # its classifier comes before the pooling: averages agree only for linear layers
+    if name == "squeezenet1_1":  # its classifier comes before the pooling
         return
     network = torchvision.models.get_model(name, weights=None).eval()
     network.load_state_dict(weights)
     last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
-    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
-    pixels = torch.from_numpy(np.array(noise(1, (side, side)))).permute(2, 0, 1)[None].float() / 255
-    mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in (preset.mean, preset.std))
+    taken: list[torch.Tensor] = []
+    last.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
     with torch.inference_mode():
-        expected = network((pixels - mean) / std)
-        got = last(torch.from_numpy(features[:1]))
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+        network(prepared(name, noise(1, (side, side))))
+    assert_block(features[0, :dim], taken[0][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [("resnet18", ["layer1", "layer2", "layer3"]), ("mobilenet_v2", ["features.3", "features.6", "features.13"]),
+     ("swin_t", ["features.1", "features.3", "features.5"]), ("vgg11", ["features.9", "features.14", "features.19"]),
+     ("densenet121", ["features.denseblock1", "features.denseblock2", "features.denseblock3"]),
+     ("vit_b_32", [])],
+)  # fmt: skip
+def test_details_are_what_earlier_stages_end_with(tmp_path: Path, name: str, ends: list[str]) -> None:
+    """After the last stage come the means of the layers before each halving of the resolution, finest first."""
+    weights = random_state_dict(name)
+    backbone = load_backbone(name, saved(tmp_path, weights), device="cpu")
+    side = backbone.input_side
+    details = backbone.embed([noise(1, (side, side))])[0, backbone.dim - backbone.n_details :]
+    if not ends:
+        assert len(details) == 0
+        return
+    network = torchvision.models.get_model(name, weights=None).eval()
+    network.load_state_dict(weights)
+    outputs = create_feature_extractor(network, ends)(prepared(name, noise(1, (side, side))))
+    axes = (1, 2) if name == "swin_t" else (2, 3)
+    means = [outputs[end].detach().mean(axes)[0] for end in ends]
+    assert sum(len(mean) for mean in means) == len(details)
+    for block, mean in zip(np.split(details, np.cumsum([len(mean) for mean in means])[:-1]), means, strict=True):
+        assert_block(block, mean)
+
+
+def assert_block(block: np.ndarray, values: torch.Tensor) -> None:
+    expected = values.numpy()
+    expected = np.sign(expected) * np.sqrt(np.abs(expected))
+    np.testing.assert_allclose(block, expected / np.linalg.norm(expected), rtol=1e-2, atol=1e-4)
+
+
+def prepared(name: str, picture: Image.Image) -> torch.Tensor:
+    """The network's input (1, 3, S, S) of a square picture of its size, by torchvision's own figures."""
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+    mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in (preset.mean, preset.std))
+    return (pixels - mean) / std
 
 
 def test_features_do_not_depend_on_the_batch(tmp_path: Path, state_dict: dict[str, torch.Tensor]) -> None:
@@ -97,7 +139,7 @@ def test_features_do_not_depend_on_the_batch(tmp_path: Path, state_dict: dict[st
     pictures = [noise(n) for n in range(18)]
     together = backbone.embed(pictures)
     np.testing.assert_allclose(together[17], backbone.embed(pictures[17:])[0], rtol=1e-4, atol=1e-5)
-    assert backbone.embed([]).shape == (0, 512)
+    assert backbone.embed([]).shape == (0, backbone.dim)
 
 
 def test_the_callers_random_generator_is_left_alone(tmp_path: Path, state_dict: dict[str, torch.Tensor]) -> None:
@@ -352,15 +394,13 @@ def test_the_descriptor_reads_handwritten_digits() -> None:
 def test_real_weights_tell_real_pictures_apart(name: str, file: str, dim: int) -> None:
     """A photo's nearest neighbour shows the same kind of clothes: 0.97 and 0.89 measured, random weights below 0.45."""
     backbone = load_backbone(name, SHARED / "weights" / file, device="cpu")
-    assert backbone.dim == dim
+    assert backbone.dim - backbone.n_details == dim
     pictures, kinds = [], []
     for kind in ("pants", "shoes", "hat"):
         for path in sorted((SHARED / "data" / "clothing" / kind).iterdir())[:12]:
             pictures.append(Image.open(path).convert("RGB"))
             kinds.append(kind)
-    features = backbone.embed(pictures)
-    features -= features.mean(axis=0)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features = Pool(backbone.embed(pictures), backbone.n_details).features()
     similarity = features @ features.T
     np.fill_diagonal(similarity, -1)
     hits = np.array(kinds) == np.array(kinds)[similarity.argmax(axis=1)]

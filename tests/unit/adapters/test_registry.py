@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from backend.adapters import registry as registry_module
 from backend.adapters.registry import Registry, is_own_version
 from backend.errors import BackendError, VersionNotFoundError
+from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
 from backend.schema import VersionRecord
 
@@ -26,7 +27,7 @@ HEAD = Head(
     ("cat", "dog"),
     weights=np.array([[1, 0], [0, 1]], dtype=np.float32),
     bias=np.array([0.5, -0.5], dtype=np.float32),
-    centre=np.array([0.25, 0.75], dtype=np.float32),
+    space=FeatureSpace(np.array([1, 0.5], dtype=np.float32), np.array([0.25, 0.75], dtype=np.float32)),
     strength=10.0,
 )
 
@@ -105,7 +106,8 @@ def test_a_saved_version_is_read_back_as_it_was(registry: Registry) -> None:
     assert head.classes == HEAD.classes
     assert head.weights.tolist() == HEAD.weights.tolist()
     assert head.bias.tolist() == HEAD.bias.tolist()
-    assert head.centre.tolist() == HEAD.centre.tolist()
+    assert head.space.centre.tolist() == HEAD.space.centre.tolist()
+    assert head.space.scale.tolist() == HEAD.space.scale.tolist()
     assert head.weights.dtype == np.float32
     assert head.strength == 10.0
 

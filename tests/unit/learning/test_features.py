@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from backend.learning import features as features_module
-from backend.learning.features import as_features, normalise, pool_centre
+from backend.learning.features import FeatureSpace, evenly_spaced, normalise, plain_space, pool_space
 
 
 def test_normalise_by_hand():
@@ -32,13 +32,13 @@ def test_normalised_rows_have_length_one(embeddings):
 
 def test_the_centre_is_the_mean_direction():
     """(3, 0) and (0, 2) have directions (1, 0) and (0, 1): their middle is (0.5, 0.5)."""
-    np.testing.assert_allclose(pool_centre([[3, 0], [0, 2]]), [0.5, 0.5])
+    np.testing.assert_allclose(pool_space([[3, 0], [0, 2]]).centre, [0.5, 0.5])
 
 
 def test_features_are_directions_from_the_centre():
     """Seen from (0.5, 0.5), (1, 0) lies to the lower right and (0, 1) to the upper left."""
     half = np.sqrt(0.5)
-    rows = as_features([[3, 0], [0, 2]], pool_centre([[3, 0], [0, 2]]))
+    rows = pool_space([[3, 0], [0, 2]]).features([[3, 0], [0, 2]])
     np.testing.assert_allclose(rows, [[half, -half], [-half, half]], rtol=1e-6)
     assert rows.dtype == np.float32
 
@@ -46,17 +46,34 @@ def test_features_are_directions_from_the_centre():
 def test_without_a_pool_features_are_only_normalised():
     """No image, or a single one (it would be its own centre): the centre is zero."""
     for pool in (np.empty((0, 2)), np.array([[3, 4]])):
-        np.testing.assert_array_equal(pool_centre(pool), [0, 0])
-    np.testing.assert_allclose(as_features([[3, 4]], [0, 0]), [[0.6, 0.8]], rtol=1e-6)
+        np.testing.assert_array_equal(pool_space(pool).centre, [0, 0])
+    np.testing.assert_allclose(plain_space(2).features([[3, 4]]), [[0.6, 0.8]], rtol=1e-6)
 
 
 def test_an_image_at_the_centre_has_no_direction():
     """Zeros, not NaN: the head then gives it the classes' shares."""
-    np.testing.assert_array_equal(as_features([[1, 0]], [1, 0]), [[0, 0]])
+    np.testing.assert_array_equal(
+        FeatureSpace(np.ones(2, np.float32), np.array([1, 0], np.float32)).features([[1, 0]]), [[0, 0]]
+    )
 
 
 def test_a_large_pool_is_sampled_evenly(monkeypatch):
     """Half of the rows point right, then half point up: the sample holds as many of both."""
     monkeypatch.setattr(features_module, "CENTRE_ROWS", 10)
     pool = np.repeat([[1, 0], [0, 1]], 500, axis=0).astype(np.float16)
-    np.testing.assert_allclose(pool_centre(pool), [0.5, 0.5])
+    np.testing.assert_allclose(pool_space(pool).centre, [0.5, 0.5])
+
+
+def test_columns_count_by_their_scale():
+    """With the second column halved, (3, 8) is (3, 4) before it is scaled to length 1."""
+    space = FeatureSpace(np.array([1, 0.5], np.float32), np.zeros(2, np.float32))
+    np.testing.assert_allclose(space.features([[3, 8]]), [[0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(pool_space([[3, 8], [3, 8]], [1, 0.5]).centre, [0.6, 0.8], rtol=1e-6)
+
+
+def test_an_even_sample_by_hand():
+    """Three of seven rows: both ends and the middle; never a row twice, never more than there are."""
+    assert evenly_spaced(7, 3).tolist() == [0, 3, 6]
+    assert evenly_spaced(2, 5).tolist() == [0, 1]
+    assert evenly_spaced(0, 5).tolist() == []
+    assert len(set(evenly_spaced(1000, 999).tolist())) == 999

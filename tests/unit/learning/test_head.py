@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from backend.learning import head as head_module
-from backend.learning.features import normalise, pool_centre
-from backend.learning.head import DEFAULT_STRENGTH, STRENGTHS, Head, fit_and_evaluate, fit_head
+from backend.learning.features import FeatureSpace, normalise, plain_space, pool_space
+from backend.learning.head import DEFAULT_STRENGTH, STRENGTHS, FitResult, Head
+from backend.learning.pool import Pool
 
 
 def clusters(n_per_class: dict[str, int], *, n_features: int = 30, noise: float = 0.5, seed: int = 0):
@@ -22,17 +23,33 @@ def clusters(n_per_class: dict[str, int], *, n_features: int = 30, noise: float 
     return embeddings.astype(np.float32), labels
 
 
+def fit_head(embeddings, labels, *, strength=100.0, space=None):
+    """The plain head, by default of embeddings that are only scaled to length 1."""
+    space = plain_space(np.shape(embeddings)[-1]) if space is None else space
+    return head_module.fit_head(embeddings, labels, space=space, strength=strength)
+
+
+def fit_and_evaluate(embeddings, labels, *, random_state=0, unlabeled=None, **options) -> FitResult:
+    """The head of a pool whose first rows are those of the labels."""
+    embeddings = np.asarray(embeddings)
+    everything = embeddings if unlabeled is None else np.concatenate([embeddings, unlabeled])
+    return head_module.fit_and_evaluate(
+        Pool(everything), np.arange(len(embeddings)), labels, random_state=random_state, **options
+    )
+
+
 def test_predict_proba_by_hand():
     """Row (3, 4) has direction (0.6, 0.8): logits 0.6·ln 4 / 0.6 = ln 4 and 0 give 4/5 and 1/5."""
     weights = np.array([[np.log(4) / 0.6, 0], [0, 0]], dtype=np.float32)
-    head = Head(("cat", "dog"), weights, np.zeros(2, np.float32), np.zeros(2, np.float32), strength=1.0)
+    head = Head(("cat", "dog"), weights, np.zeros(2, np.float32), plain_space(2), strength=1.0)
     np.testing.assert_allclose(head.predict_proba([[3, 4], [0, 1]]), [[0.8, 0.2], [0.5, 0.5]], rtol=1e-6)
 
 
 def test_predict_proba_sees_embeddings_from_the_centre():
     """From (0.6, 0.4), row (0.6, 0.8) lies straight up and (1, 0) to the right and down: logits ln 3 and 0."""
     weights = np.array([[0, np.log(3)], [0, 0]], dtype=np.float32)
-    head = Head(("cat", "dog"), weights, np.zeros(2, np.float32), np.array([0.6, 0.4], np.float32), strength=1.0)
+    space = FeatureSpace(np.ones(2, np.float32), np.array([0.6, 0.4], np.float32))
+    head = Head(("cat", "dog"), weights, np.zeros(2, np.float32), space, strength=1.0)
     down = np.log(3) * -0.4 / np.hypot(0.4, 0.4)
     expected = [[0.75, 0.25], [1 / (1 + np.exp(-down)), 1 / (1 + np.exp(down))]]
     np.testing.assert_allclose(head.predict_proba([[3, 4], [2, 0]]), expected, rtol=1e-5)
@@ -67,7 +84,7 @@ def test_what_all_embeddings_share_does_not_matter_to_a_centred_head():
     """A large common part (photos of one street) hides the classes from a plain head, not from a centred one."""
     embeddings, labels = clusters({"a": 30, "b": 30}, noise=1.0)
     shifted = embeddings + 20 * np.ones(30, dtype=np.float32)
-    head = fit_head(shifted[::2], labels[::2], centre=pool_centre(shifted), strength=1.0)
+    head = fit_head(shifted[::2], labels[::2], space=pool_space(shifted), strength=1.0)
     plain = fit_head(shifted[::2], labels[::2], strength=1.0)
     rest = np.array(labels[1::2]) == "b"
     confidences = [fitted.predict_proba(shifted[1::2])[np.arange(30), rest.astype(int)] for fitted in (head, plain)]
@@ -204,3 +221,107 @@ def test_embeddings_of_another_backbone_are_refused():
     embeddings, labels = clusters({"a": 2, "b": 2})
     with pytest.raises(ValueError, match=r"shape \(1, 20\); this head expects \(N, 30\)"):
         fit_head(embeddings, labels).predict_proba(np.ones((1, 20)))
+
+
+def rings(n_per_class: int, *, seed: int = 0):
+    """Two classes whose images lie along two long arcs, close together across and far apart along; and their labels."""
+    random = np.random.default_rng(seed)
+    along = random.uniform(0, 2.4, size=2 * n_per_class)
+    label = np.repeat([0, 1], n_per_class)
+    height = np.where(label == 0, 0.35, -0.35) + 0.02 * random.normal(size=len(label))
+    embeddings = np.column_stack([np.cos(along), np.sin(along), height]).astype(np.float32)
+    return embeddings, ["ab"[index] for index in label]
+
+
+def test_unlabeled_images_carry_labels_on():
+    """One label per class, at opposite ends of the arcs: alone they mislead, the images between them tell the truth."""
+    embeddings, labels = rings(200)
+    along = np.arctan2(embeddings[:, 1], embeddings[:, 0])
+    of_a, of_b = np.arange(200), np.arange(200, 400)
+    labeled = [of_a[along[:200].argmin()], of_b[along[200:].argmax()]]
+    names = [labels[row] for row in labeled]
+
+    def accuracy(head: Head) -> float:
+        top = head.predict_proba(embeddings).argmax(axis=1)
+        return float(np.mean(np.array(head.classes)[top] == labels))
+
+    pool = Pool(embeddings)
+    alone = head_module.fit_head(embeddings[labeled], names, space=pool.space(), strength=100.0)
+    together = head_module.fit_and_evaluate(pool, labeled, names, random_state=0).head
+    assert accuracy(together) > 0.95 > 0.75 > accuracy(alone)
+
+
+def test_soft_rows_fade_and_go(monkeypatch):
+    """With labels enough the graph is not even built: the head is that of the labels alone."""
+    embeddings, labels = clusters({"a": 120, "b": 120}, n_features=4, noise=2.0)
+    monkeypatch.setattr(head_module, "entry_points", None)
+    result = fit_and_evaluate(embeddings, labels, unlabeled=clusters({"x": 50}, n_features=4)[0], strengths=[10.0])
+    alone = head_module.fit_head(embeddings, labels, space=result.head.space, strength=10.0)
+    np.testing.assert_allclose(result.head.weights * result.temperature, alone.weights, atol=1e-3)
+
+
+@pytest.mark.parametrize(("telling", "weight"), [("thing", 0.0), ("detail", 0.35)])
+def test_labels_decide_how_much_details_count(telling, weight):
+    """Classes that only the details tell apart give them their full weight, classes they cannot tell none."""
+    random = np.random.default_rng(0)
+    labels = ["ab"[index % 2] for index in range(24)]
+    signal, noise = np.eye(8)[[index % 2 for index in range(200)]], random.normal(size=(200, 8))
+    signal = signal + 0.2 * random.normal(size=(200, 8))
+    things, details = (signal, noise) if telling == "thing" else (noise, signal)
+    unit = [block / np.linalg.norm(block, axis=1, keepdims=True) for block in (things, details)]
+    pool = Pool(np.hstack(unit), n_details=8)
+    assert head_module.fit_and_evaluate(pool, np.arange(24), labels, random_state=0).detail_weight == weight
+
+
+def test_one_label_of_each_class_says_nothing_about_details():
+    """Nothing could be predicted from the others, so details keep the weight they have before any label."""
+    pool = Pool(np.random.default_rng(0).normal(size=(20, 6)), n_details=3)
+    result = head_module.fit_and_evaluate(pool, [0, 1, 2], ["a", "b", "c"], random_state=0)
+    assert result.detail_weight == pool.default_detail_weight
+    np.testing.assert_allclose(result.head.space.scale, [1, 1, 1, 0.15, 0.15, 0.15])
+
+
+def test_leave_one_out_error_is_what_leaving_out_gives():
+    """The closed form against ridge regression fitted n times without one row (bias as a constant feature)."""
+    random = np.random.default_rng(0)
+    features, targets = random.normal(size=(9, 3)).astype(np.float32), np.array([0, 1, 2] * 3)
+    wanted = np.eye(3)[targets] - 1 / 3
+    rows = np.hstack([features, np.ones((9, 1))]).astype(np.float64)
+    errors = []
+    for ridge in (0.01, 0.1, 1.0):
+        residuals = []
+        for out in range(9):
+            kept = np.arange(9) != out
+            gram = rows[kept].T @ rows[kept] + ridge * np.eye(4)
+            residuals.append(wanted[out] - rows[out] @ np.linalg.solve(gram, rows[kept].T @ wanted[kept]))
+        errors.append(np.mean(np.square(residuals)))
+    found = head_module._leave_one_out_error(features, targets, np.ones(9, dtype=bool))
+    assert found == pytest.approx(min(errors), rel=1e-5)
+
+
+def test_probabilities_fit_held_out_labels():
+    """With a third of the labels wrong a confident head would be a liar: confidence stays near what it gets right."""
+    random = np.random.default_rng(0)
+    embeddings, labels = clusters({"a": 150, "b": 150}, n_features=10, noise=0.3)
+    noisy = np.array(labels)
+    wrong = random.permutation(300)[:100]
+    noisy[wrong] = np.where(noisy[wrong] == "a", "b", "a")
+    result = fit_and_evaluate(embeddings, noisy.tolist(), strengths=[100.0])
+    assert result.temperature > 1
+    assert result.evaluation.calibration_error < 0.1
+    assert result.evaluation.probabilities.max(axis=1).mean() == pytest.approx(2 / 3, abs=0.08)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    labels=st.lists(st.sampled_from("abc"), min_size=2, max_size=9).filter(lambda labels: len(set(labels)) > 1),
+    n_unlabeled=st.integers(0, 4),
+    equal=st.booleans(),
+)
+def test_every_pool_gives_a_usable_head(labels, n_unlabeled, equal):
+    """Pools smaller than the neighbourhood, without unlabeled images, of equal images: always probabilities."""
+    rows = np.random.default_rng(0).normal(size=(len(labels) + n_unlabeled, 5))
+    pool = Pool(np.ones_like(rows) if equal else rows, n_details=2)
+    head = head_module.fit_and_evaluate(pool, np.arange(len(labels)), labels, random_state=0).head
+    probabilities = head.predict_proba(pool.embeddings)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import LABEL_CONFIG, TinyBackbone, World, build_world, region, rgb
 
+from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.loop.queue import seed_queue_score
 from backend.loop.score import LAST, score
@@ -47,7 +48,9 @@ def predict(world: World, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def head(*weights: tuple[float, float]) -> Head:
     zeros = np.zeros(2, dtype=np.float32)
-    return Head(("cat", "dog"), np.array(weights, dtype=np.float32), bias=zeros, centre=zeros, strength=1.0)
+    return Head(
+        ("cat", "dog"), np.array(weights, dtype=np.float32), bias=zeros, space=plain_space(len(zeros)), strength=1.0
+    )
 
 
 def test_the_least_certain_is_first() -> None:

@@ -1,0 +1,57 @@
+"""The pool: all images of a project, and what is computed from them once and used at every label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.learning.features import Features, FeatureSpace, pool_space
+from backend.learning.spreading import NeighborGraph, neighbor_graph
+
+DEFAULT_DETAIL_WEIGHT = 0.15
+"""Weight of the details while no labels speak for another one; see `Pool`."""
+
+
+class Pool:
+    """Embeddings (N, D) of all images, labeled or not, and the spaces and graphs made from them when first asked for.
+
+    The last `n_details` columns of an embedding are its *details*: what earlier stages of a network saw, textures and
+    tints where the last stage sees things. Whether they help depends on the question (they tell weathers apart, and
+    distract from the kinds of clothes), so the weight they get is a choice that labels decide.
+    """
+
+    def __init__(self, embeddings: NDArray[np.floating[Any]], n_details: int = 0) -> None:
+        if embeddings.ndim != 2 or not 0 <= n_details <= embeddings.shape[1]:
+            raise ValueError(
+                f"got embeddings of shape {embeddings.shape} of which {n_details} columns are details; "
+                "expected (N, D) and 0 to D of them"
+            )
+        self.embeddings = embeddings
+        self.n_details = n_details
+        self._spaces: dict[float, FeatureSpace] = {}
+        self._graphs: dict[float, NeighborGraph] = {}
+
+    @property
+    def default_detail_weight(self) -> float:
+        """The weight of the details for the first batch, and while labels are too few to choose one."""
+        return DEFAULT_DETAIL_WEIGHT
+
+    def space(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> FeatureSpace:
+        """The features in which details count with this weight."""
+        if detail_weight not in self._spaces:
+            scale = np.ones(self.embeddings.shape[1], dtype=np.float32)
+            scale[len(scale) - self.n_details :] = detail_weight
+            self._spaces[detail_weight] = pool_space(self.embeddings, scale)
+        return self._spaces[detail_weight]
+
+    def features(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> Features:
+        """Features (N, D) of all images."""
+        return self.space(detail_weight).features(self.embeddings)
+
+    def graph(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> NeighborGraph:
+        """The neighbor graph of the features with this weight."""
+        if detail_weight not in self._graphs:
+            self._graphs[detail_weight] = neighbor_graph(self.features(detail_weight))
+        return self._graphs[detail_weight]
