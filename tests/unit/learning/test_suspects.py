@@ -41,7 +41,7 @@ def test_nothing_is_nothing() -> None:
 )
 def test_what_does_not_fit_is_refused(probabilities: ArrayLike, given: ArrayLike) -> None:
     """One axis, too few labels, columns that are none."""
-    with pytest.raises(ValueError, match="expected|are not"):
+    with pytest.raises(ValueError, match=r"expected|are not"):
         find_suspects(probabilities, given)
 
 

@@ -362,8 +362,8 @@ def test_a_label_given_while_reading_is_in_the_follow_up(animals: World, monkeyp
     label(animals, cat=[1], dog=[5])
     read, tickets = animals.label_studio.annotated_tasks, []
 
-    def read_then_label(project_id: int, image_field: str) -> Any:
-        found = read(project_id, image_field)
+    def read_then_label(project_id: int, image_field: str, **fields: Any) -> Any:
+        found = read(project_id, image_field, **fields)
         if not tickets:
             label(animals, cat=[2])
             tickets.append(animals.jobs.request_retrain(1)[0])
