@@ -207,10 +207,12 @@ class VersionRecord:
     validation_filter: str | None = None
     validation_labels: int = 0  # tasks the accuracy was measured on
     validation_note: str | None = None
-    learning_curve: Sequence[Mapping[str, Any]] = ()  # of this version and those before; CurvePoint as JSON
+    learning_curve: Sequence[Mapping[str, Any]] = field(
+        default_factory=list
+    )  # of this version and those before; CurvePoint as JSON
     forecast: Mapping[str, Any] | None = None
     n_suspects: int = 0
-    suspects: Sequence[Mapping[str, Any]] = ()  # the likeliest first, the first so many
+    suspects: Sequence[Mapping[str, Any]] = field(default_factory=list)  # the likeliest first, the first so many
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types only."""

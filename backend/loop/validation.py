@@ -117,4 +117,7 @@ def describe(
             f"none of the {len(split.task_ids)} tasks with {wanted} has a usable label: label them in a Data Manager "
             "tab filtered by it, with Label Tasks As Displayed"
         )
-    return "no task has a ground-truth annotation with a usable label: mark some with the star in Label Studio"
+    return (
+        "no task has a ground-truth annotation with a usable label: set ground_truth on some annotations, in Label "
+        "Studio's editor or through its API"
+    )
