@@ -205,6 +205,7 @@ class VersionRecord:
     cross_validated_accuracy: float | None = None
     expected_accuracy: float | None = None  # mean confidence over the images still to label, 0..1
     validation_filter: str | None = None
+    validation_tasks: int = 0  # tasks of the split, labeled or not; with ground truth the labeled ones
     validation_labels: int = 0  # tasks the accuracy was measured on
     validation_note: str | None = None
     learning_curve: Sequence[Mapping[str, Any]] = field(

@@ -78,14 +78,14 @@ def measure(images: LabeledImages, n_seeds: int) -> dict[str, Any]:
 
 def play(simulation: Simulation) -> tuple[list[int], list[dict[str, float]]]:
     """The labels in the order the service asks for them, and three accuracies at every stop."""
-    settings = replace(simulation.settings, window_size=max(np.diff(STOPS)) + 30)
+    settings = replace(simulation.settings, window_size=max(SUSPECT_BUDGETS))
     order: list[int] = []
-    history, seed = [], None
-    for stop in (0, *STOPS):
-        if stop:
-            order += [task_id for task_id, _ in plan.window[: stop - len(order)]]  # noqa: F821 - the round before
-        plan = plan_round(simulation.table, simulation.labels(order), settings, previous_seed=seed, watch=Stopwatch())
-        seed = plan.seed
+    history = []
+    plan = plan_round(simulation.table, simulation.labels([]), settings, previous_seed=None, watch=Stopwatch())
+    for stop in STOPS:
+        order += [task_id for task_id, _ in plan.window[: stop - len(order)]]
+        labels = simulation.labels(order)
+        plan = plan_round(simulation.table, labels, settings, previous_seed=plan.seed, watch=Stopwatch())
         if plan.fitted is None or plan.fitted.evaluation is None or plan.scores is None or len(order) < stop:
             continue
         history.append(

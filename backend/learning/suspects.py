@@ -3,7 +3,7 @@
 The idea is confident learning's: judge each label by predictions out of its own fold (Northcutt, Jiang & Chuang 2021,
 https://arxiv.org/abs/1911.00068). Its rule is not: it takes a label for wrong where another class reaches that class's
 mean confidence, which presumes a random sample. Labels chosen by active learning are hard ones, on which that mean is
-low: with no label wrong it accused 25 of 60 clothing photos and 9 of 60 weather photos (docs/selection.md has the
+low: with no label wrong it accused 24 of 60 clothing photos and 9 of 60 weather photos (docs/accuracy.md has the
 table). What ranked wrong labels first in every case measured is the plain probability of the given label, and few are
 accused falsely if that must lie far below a guess among all classes.
 """

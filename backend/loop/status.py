@@ -178,6 +178,7 @@ class StatusReader:
             return None
         return {
             "filter": record.validation_filter,
+            "tasks": record.validation_tasks,
             "labels": record.validation_labels,
             "note": record.validation_note,
         }

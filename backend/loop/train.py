@@ -160,6 +160,7 @@ class Trainer:
             cross_validated_accuracy=evaluation.accuracy if evaluation else None,
             expected_accuracy=expected,
             validation_filter=str(wanted) if wanted else None,
+            validation_tasks=len((split.task_ids if split else frozenset()).union(labels.validation)),
             validation_labels=measured.n_tasks if measured else 0,
             validation_note=describe(wanted, labels, split, measured) if wanted else None,
             learning_curve=[asdict(point) for point in curve],

@@ -578,7 +578,8 @@ def test_the_status_says_how_good_it_is_and_what_to_do(project: World, client: F
     version = VERSION.replace("v0001", "v0002")
     newer = dataclasses.replace(
         record, version=version, accuracy_kind="measured on 50 validation tasks", accuracy_interval=[0.6, 0.85],
-        cross_validated_accuracy=0.5, expected_accuracy=0.8, validation_filter="data.split=val", validation_labels=50,
+        cross_validated_accuracy=0.5, expected_accuracy=0.8, validation_filter="data.split=val", validation_tasks=80,
+        validation_labels=50,
         validation_note="some", forecast=forecast, n_suspects=7, suspects=[suspect],
     )  # fmt: skip
     project.registry.save(newer, project.registry.head(record))
@@ -590,7 +591,7 @@ def test_the_status_says_how_good_it_is_and_what_to_do(project: World, client: F
         "accuracy_interval": [0.6, 0.85],
         "cross_validated_accuracy": 0.5,
         "expected_accuracy": 0.8,
-        "validation": {"filter": "data.split=val", "labels": 50, "note": "some"},
+        "validation": {"filter": "data.split=val", "tasks": 80, "labels": 50, "note": "some"},
         "forecast": forecast,
         "n_suspects": 7,
         "suspects": [{**suspect, "link": "http://127.0.0.1:8080/projects/3/data?task=2"}],

@@ -433,9 +433,9 @@ def test_a_lost_lock_publishes_nothing(animals: World, monkeypatch: pytest.Monke
     label(animals, cat=[1], dog=[5])
     read = animals.label_studio.annotated_tasks
 
-    def read_slowly(project_id: int, image_field: str) -> Any:
+    def read_slowly(project_id: int, image_field: str, **fields: Any) -> Any:
         animals.jobs.redis.set("active-learning:1:lock", "the other worker")
-        return read(project_id, image_field)
+        return read(project_id, image_field, **fields)
 
     monkeypatch.setattr(animals.label_studio, "annotated_tasks", read_slowly)
     with pytest.raises(LockLostError):

@@ -203,6 +203,7 @@ def test_validation_labels_measure_and_do_not_train(split: World) -> None:
     assert without.accuracy == without.cross_validated_accuracy
     assert without.validation_note is not None
     assert "none of the 4 tasks with data.split=val has a usable label" in without.validation_note
+    assert (without.validation_tasks, without.validation_labels) == (4, 0)
 
     label(split, dog=IN_VALIDATION)
     record = retrain(split)
