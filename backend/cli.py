@@ -98,6 +98,31 @@ def status(context: typer.Context, project: Annotated[int, typer.Argument(help="
 
 
 @app.command()
+def suspects(
+    context: typer.Context,
+    project: Annotated[int, typer.Argument(help="Project id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """List the labels that look wrong, the likeliest error first, each with a link to the task."""
+    from dataclasses import asdict
+
+    from backend.services import Services
+
+    found = Services(_settings(context, quiet=True)).status.suspects(project)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        return
+    for item in found.suspects:
+        typer.echo(
+            f"task {item['task_id']}: labeled {item['label']!r} ({item['probability']:.1%}), "
+            f"looks like {item['suggested_label']!r} ({item['suggested_probability']:.1%})  {item['link']}"
+        )
+    rest = found.n_suspects - len(found.suspects)
+    more = f", {rest} more are not listed" if rest else ""
+    typer.echo(f"{found.n_suspects} suspected labels in {found.model_version}{more}")
+
+
+@app.command()
 def settings(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from backend.errors import SettingsError
+from backend.schema import ValidationFilter
 
 ACQUISITIONS = ("margin", "least_confidence", "entropy")
 
@@ -93,6 +94,17 @@ def _choice(*names: str) -> Callable[[str], str]:
     return parse
 
 
+def _share(raw: str) -> float:
+    bound = "a share above 0 and below 1, such as 0.95"
+    try:
+        value = float(raw)
+    except ValueError:
+        raise ValueError(bound) from None
+    if not 0 < value < 1:
+        raise ValueError(bound)
+    return value
+
+
 def _switch(raw: str) -> bool:
     if raw.lower() in ("1", "true", "yes", "on"):
         return True
@@ -132,6 +144,14 @@ class Settings:
     acquisition: str = _setting(_choice(*ACQUISITIONS), "margin", "uncertainty measure: " + ", ".join(ACQUISITIONS))
     seed_size: int = _setting(_whole(1, 10_000), 30, "images of the first batch, chosen before there is any model")
     window_size: int = _setting(_whole(1, 10_000), 30, "tasks that carry the newest version's queue score at any time")
+    validation_filter: ValidationFilter | None = _setting(
+        ValidationFilter.parse,
+        None,
+        "tasks to measure accuracy on, never selected or trained on: ground_truth or data.FIELD=VALUE; empty: none",
+    )
+    target_accuracy: float = _setting(
+        _share, 0.95, "accuracy to reach, 0 to 1; the status says how many more labels that takes"
+    )
     publish_wait_s: float = _setting(
         _seconds(0), 0.4, "longest wait of a webhook answer for the version with its label; 0: never wait"
     )

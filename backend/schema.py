@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 UNTRAINED = "untrained"
 """Model version given with answers made before any version is published."""
 
 VersionKind = Literal["seed", "model"]
+CurveKind = Literal["measured", "expected"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,14 @@ class Project:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its id and the reference to its image as it stands in the task's data (None: no such field)."""
+    """One task: its id and the reference to its image as it stands in the task's data (None: no such field).
+
+    fields: those further fields of its data that were asked for, and that it has.
+    """
 
     id: int
     image: str | None
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,73 @@ class TrainingLabels:
     answered: tasks with a submitted annotation; they leave the pool, whether or not a label could be read from it.
     skipped: tasks that were only skipped; they stay in the pool, behind all others.
     ignored: task id → why its annotations give no label (a label the config no longer offers, an empty result).
+    validation: task id → label, of the validation split; never trained on, so not in `labels`.
+    reserved: all tasks of the validation split, labeled or not; they are never in the pool.
     """
 
     labels: Mapping[int, str]
     answered: frozenset[int]
     skipped: frozenset[int]
     ignored: Mapping[int, str]
+    validation: Mapping[int, str] = field(default_factory=dict)
+    reserved: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class ValidationFilter:
+    """Which labeled tasks are kept aside to measure accuracy on: never selected, never trained on.
+
+    field: the field of the task's data that must equal `value`; empty: tasks with a ground-truth annotation.
+    """
+
+    field: str = ""
+    value: str = ""
+
+    GROUND_TRUTH: ClassVar[str] = "ground_truth"
+
+    @classmethod
+    def parse(cls, text: str) -> ValidationFilter:
+        """The filter of `ground_truth` or `data.FIELD=VALUE`; ValueError says what is expected.
+
+        The field is one key of the task's data, not a path; the value is all that follows the first `=`.
+        """
+        if text == cls.GROUND_TRUTH:
+            return cls()
+        name, equals, value = text.removeprefix("data.").partition("=")
+        name, value = name.strip(), value.strip()
+        if not (text.startswith("data.") and name and equals and value):
+            raise ValueError(f"{cls.GROUND_TRUTH}, or data.FIELD=VALUE such as data.split=val")
+        return cls(name, value)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of a task's data that `holds` looks at."""
+        return (self.field,) if self.field else ()
+
+    def holds(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a task with these fields of data belongs to the split; what ground truth says is not in them.
+
+        Numbers, true and false are compared as JSON writes them: `data.fold=3`, `data.held_out=true`.
+        """
+        if not self.field or self.field not in fields:
+            return False
+        found = fields[self.field]
+        return (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)) == self.value
+
+    def __str__(self) -> str:
+        return f"data.{self.field}={self.value}" if self.field else self.GROUND_TRUTH
+
+
+@dataclass(frozen=True)
+class ValidationSplit:
+    """The tasks a validation filter on data took when all tasks were last listed.
+
+    newest: the highest task id listed, 0 without tasks; of tasks above it nothing is known yet.
+    """
+
+    filter: str
+    task_ids: frozenset[int]
+    newest: int
 
 
 @dataclass(frozen=True)
@@ -76,6 +143,33 @@ class QueueEntry:
     task_id: int
     queue_score: float
     result: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One point of a project's learning curve.
+
+    kind: `measured` on validation tasks, or `expected` (mean confidence over the images still to label).
+    n_evaluated: how many independent images the accuracy (0..1) is worth; for an expected one, the labels used.
+    """
+
+    kind: CurveKind
+    labels_used: int
+    accuracy: float
+    n_evaluated: int
+
+    @classmethod
+    def from_json(cls, raw: object) -> CurvePoint | None:
+        """The point of a JSON object; None for anything that is no point."""
+        if not isinstance(raw, Mapping):
+            return None
+        kind, numbers = raw.get("kind"), [raw.get(name) for name in ("labels_used", "accuracy", "n_evaluated")]
+        if not (kind == "measured" or kind == "expected") or any(
+            type(number) not in (int, float) for number in numbers
+        ):
+            return None
+        point = cls(kind, int(raw["labels_used"]), float(raw["accuracy"]), int(raw["n_evaluated"]))
+        return point if point.labels_used >= 1 and 0 <= point.accuracy <= 1 and point.n_evaluated >= 1 else None
 
 
 @dataclass(frozen=True)
@@ -106,6 +200,20 @@ class VersionRecord:
     seed_engine_reason: str | None
     inputs_digest: str
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    # What follows came later: a record of an earlier release has none of it.
+    accuracy_interval: Sequence[float] | None = None  # Wilson's 95 %, of a measured accuracy
+    cross_validated_accuracy: float | None = None
+    expected_accuracy: float | None = None  # mean confidence over the images still to label, 0..1
+    validation_filter: str | None = None
+    validation_tasks: int = 0  # tasks of the split, labeled or not; with ground truth the labeled ones
+    validation_labels: int = 0  # tasks the accuracy was measured on
+    validation_note: str | None = None
+    learning_curve: Sequence[Mapping[str, Any]] = field(
+        default_factory=list
+    )  # of this version and those before; CurvePoint as JSON
+    forecast: Mapping[str, Any] | None = None
+    n_suspects: int = 0
+    suspects: Sequence[Mapping[str, Any]] = field(default_factory=list)  # the likeliest first, the first so many
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types only."""

@@ -84,6 +84,7 @@ class Services:
             jobs=self.jobs,
             registry=self.registry,
             batch_size=self.settings.embed_batch_size,
+            validation_filter=self.settings.validation_filter,
         )
 
     @cached_property
@@ -117,7 +118,7 @@ class Services:
     @cached_property
     def status(self) -> StatusReader:
         """Use case: say how things are."""
-        return StatusReader(jobs=self.jobs, registry=self.registry)
+        return StatusReader(jobs=self.jobs, registry=self.registry, label_studio_url=self.settings.label_studio_url)
 
     @cached_property
     def connector(self) -> Connector:

@@ -1,6 +1,7 @@
 """The data folder: known projects, immutable model versions, and which of them is published.
 
     <directory>/<project id>/project.json                     which Label Studio project this is
+    <directory>/<project id>/validation_split.json            which tasks are kept aside for validation
     <directory>/<project id>/embeddings/                      kept by the embedding store
     <directory>/<project id>/versions/<version>/record.json   what the version was made from and what it is worth
     <directory>/<project id>/versions/<version>/head.safetensors
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from backend.errors import VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
-from backend.schema import VersionRecord
+from backend.schema import ValidationSplit, VersionRecord
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,25 @@ class Registry:
     def image_failures(self, project_id: int) -> dict[str, str]:
         """Task id (as text, for JSON) → why its image is left out."""
         return dict(_read_json(self._directory / str(int(project_id)) / "image_failures.json") or {})
+
+    def keep_validation_split(self, project_id: int, split: ValidationSplit) -> bool:
+        """Keeps which tasks a VALIDATION_FILTER takes; whether that is news."""
+        if split == self.validation_split(project_id):
+            return False
+        content = {"filter": split.filter, "task_ids": sorted(split.task_ids), "newest": split.newest}
+        _write_json(self.project_directory(project_id) / "validation_split.json", content)
+        return True
+
+    def validation_split(self, project_id: int) -> ValidationSplit | None:
+        """The validation split as last listed; None when it never was, or its file is damaged."""
+        raw = _read_json(self._directory / str(int(project_id)) / "validation_split.json")
+        if raw is None:
+            return None
+        try:
+            return ValidationSplit(str(raw["filter"]), frozenset(map(int, raw["task_ids"])), int(raw["newest"]))
+        except (KeyError, TypeError, ValueError) as exc:
+            logger.error("validation split unreadable project=%d: %r", project_id, exc)
+            return None
 
     def forget(self, project_id: int) -> None:
         """Moves everything kept for the project aside, so that nothing of it is served or trained on again."""
@@ -193,6 +213,15 @@ class Registry:
         except VersionNotFoundError as exc:
             logger.error("published version unreadable project=%d version=%s: %s", project_id, version, exc)
             return None
+
+    def newest_record(self, project_id: int) -> VersionRecord | None:
+        """The newest record that can be read, published or not; None without any."""
+        for version in self.versions(project_id):
+            try:
+                return self.record(project_id, version)
+            except VersionNotFoundError as exc:
+                logger.warning("record passed over project=%d: %s", project_id, exc)
+        return None
 
     def prune(self, project_id: int, keep: int) -> list[str]:
         """Deletes all but the newest `keep` versions; the published one always stays. The names deleted."""

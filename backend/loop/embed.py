@@ -20,7 +20,7 @@ from backend.adapters.registry import Registry
 from backend.choices import parse_labeling_config
 from backend.errors import ImageError
 from backend.loop.projects import register_project
-from backend.schema import Progress, Task
+from backend.schema import Progress, Task, ValidationFilter, ValidationSplit
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Embedder:
         jobs: Jobs,
         registry: Registry,
         batch_size: int,
+        validation_filter: ValidationFilter | None,
     ) -> None:
         self._label_studio = label_studio
         self._images = images
@@ -47,6 +48,7 @@ class Embedder:
         self._jobs = jobs
         self._registry = registry
         self._batch_size = batch_size
+        self._validation_filter = validation_filter
         self._stores: dict[Path, EmbeddingStore] = {}
 
     @property
@@ -68,7 +70,7 @@ class Embedder:
         project = self._label_studio.project(project_id)
         config = parse_labeling_config(project.label_config)
         register_project(self._registry, project)
-        tasks = self._label_studio.tasks(project_id, config.image_field)
+        tasks, split_changed = self._list_tasks(project_id, config.image_field)
         n_gone = self._forget_all_but(project_id, tasks)
         table = self.table(project_id)
         missing = missing_tasks(table, tasks)
@@ -76,8 +78,9 @@ class Embedder:
             project_id, {task_id: failure.reason for task_id, failure in table.failures.items()}
         )
         self._jobs.set_progress(project_id, Progress(len(tasks) - len(missing), len(tasks)))
-        if not missing:
+        if split_changed or not missing:
             self._jobs.request_retrain(project_id)
+        if not missing:
             return 0
         queued = self._jobs.queued_buckets(project_id)
         buckets: dict[int, list[Task]] = defaultdict(list)
@@ -138,6 +141,30 @@ class Embedder:
         """Deletes the embeddings of tasks that Label Studio no longer has; how many there were."""
         config = parse_labeling_config(self._label_studio.project(project_id).label_config)
         return self._forget_all_but(project_id, self._label_studio.tasks(project_id, config.image_field))
+
+    def validation_split(self, project_id: int, image_field: str) -> ValidationSplit | None:
+        """The tasks VALIDATION_FILTER takes by their data; None when it does not look at data.
+
+        `plan` keeps it with every listing of tasks, so that a retrain costs no request for it; only after the setting
+        changed all tasks are listed here.
+        """
+        if self._validation_filter is None or not self._validation_filter.field:
+            return None
+        split = self._registry.validation_split(project_id)
+        if split is None or split.filter != str(self._validation_filter):
+            self._list_tasks(project_id, image_field)
+            split = self._registry.validation_split(project_id)
+        return split
+
+    def _list_tasks(self, project_id: int, image_field: str) -> tuple[list[Task], bool]:
+        """All tasks of the project; the validation split among them is kept, and whether it changed told."""
+        wanted = self._validation_filter
+        if wanted is None or not wanted.field:
+            return self._label_studio.tasks(project_id, image_field), False
+        tasks = self._label_studio.tasks(project_id, image_field, fields=wanted.fields)
+        taken = frozenset(task.id for task in tasks if wanted.holds(task.fields))
+        newest = max((task.id for task in tasks), default=0)
+        return tasks, self._registry.keep_validation_split(project_id, ValidationSplit(str(wanted), taken, newest))
 
     def _forget_all_but(self, project_id: int, tasks: Sequence[Task]) -> int:
         task_ids = {task.id for task in tasks}

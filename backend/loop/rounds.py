@@ -29,7 +29,7 @@ class Round:
     """What follows from some labels.
 
     labeled: tasks with a label and an embedding, ascending; what the head was fitted on.
-    pool: embedded tasks that nobody answered yet, ascending.
+    pool: embedded tasks that nobody answered yet and that are not kept aside for validation, ascending.
     fitted: the head; None while fewer than two classes are labeled.
     scores: of the pool, a row per task in its order; None without a head.
     seed: the first batch while part of it still waits.
@@ -77,7 +77,8 @@ def plan_round(
     with watch.stage("fit"):
         labeled = trainable(table, labels)
         fitted = _fit(table, everything, labeled, labels, settings)
-    pool = [task_id for task_id in table.task_ids.tolist() if task_id not in labels.answered]
+    taken = labels.answered | labels.reserved
+    pool = [task_id for task_id in table.task_ids.tolist() if task_id not in taken]
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
     waiting = frozenset(pool) - labels.skipped or frozenset(pool)
     with watch.stage("seed"):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
-from backend.errors import ProjectNotFoundError, RedisUnavailableError
+from backend.errors import ProjectNotFoundError, RedisUnavailableError, VersionNotFoundError
+from backend.schema import VersionRecord
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -19,19 +22,26 @@ BACKBONE_WARNING = "backbone_warning"
 """Note under which a worker keeps the warning of its backbone (no weights)."""
 
 
+@dataclass(frozen=True)
+class Suspects:
+    """Labels that a version suspects to be wrong: how many, and the likeliest of them, ready for JSON."""
+
+    model_version: str
+    n_suspects: int
+    suspects: list[dict[str, Any]]
+
+
 class StatusReader:
     """Reads only what is at hand (data folder, Redis): cheap enough to be asked every second."""
 
-    def __init__(self, *, jobs: Jobs, registry: Registry) -> None:
+    def __init__(self, *, jobs: Jobs, registry: Registry, label_studio_url: str) -> None:
         self._jobs = jobs
         self._registry = registry
+        self._label_studio_url = label_studio_url
 
     def project(self, project_id: int) -> dict[str, Any]:
         """The project's status as JSON. Raises ProjectNotFoundError for one that was never connected."""
-        if self._registry.project_facts(project_id) is None:
-            raise ProjectNotFoundError(
-                f"project {project_id} is not connected to this service; run: python -m backend connect {project_id}"
-            )
+        self._check_known(project_id)
         record = self._registry.published_record(project_id)
         progress = self._ask(lambda: self._jobs.progress(project_id))
         return {
@@ -47,6 +57,13 @@ class StatusReader:
             "training": self._ask(lambda: self._jobs.training(project_id)),
             "accuracy": record.accuracy if record else None,
             "accuracy_kind": record.accuracy_kind if record else None,
+            "accuracy_interval": list(record.accuracy_interval) if record and record.accuracy_interval else None,
+            "cross_validated_accuracy": record.cross_validated_accuracy if record else None,
+            "expected_accuracy": record.expected_accuracy if record else None,
+            "validation": self._validation(record),
+            "forecast": dict(record.forecast) if record and record.forecast else None,
+            "n_suspects": record.n_suspects if record else 0,
+            "suspects": self._suspects(record) if record else [],
             "acquisition": record.acquisition if record else None,
             "seed_engine": record.seed_engine if record else None,
             "seed_engine_reason": record.seed_engine_reason if record else None,
@@ -67,7 +84,12 @@ class StatusReader:
             gauges = {
                 "labels_used": "Labels the published version was trained on",
                 "pool_size": "Tasks still to label",
-                "accuracy": "Cross-validated accuracy of the published version, 0 to 1",
+                "accuracy": "Accuracy of the published version, 0 to 1: measured on validation tasks where "
+                "active_learning_validation_labels is above 0, else cross-validated and usually pessimistic",
+                "validation_labels": "Validation tasks the accuracy was measured on",
+                "expected_accuracy": "Mean confidence over the images still to label, 0 to 1: an estimate",
+                "labels_needed": "Labels expected to be needed until TARGET_ACCURACY; absent while unknown",
+                "suspects": "Labels suspected to be wrong",
                 "versions": "Model versions kept on disk",
                 "image_failures": "Tasks left out because of their image",
             }
@@ -81,6 +103,10 @@ class StatusReader:
                     "labels_used": record.labels_used if record else 0,
                     "pool_size": record.pool_size if record else None,
                     "accuracy": record.accuracy if record else None,
+                    "validation_labels": record.validation_labels if record else 0,
+                    "expected_accuracy": record.expected_accuracy if record else None,
+                    "labels_needed": (record.forecast or {}).get("labels_needed") if record else None,
+                    "suspects": record.n_suspects if record else 0,
                     "versions": len(self._registry.versions(project_id)),
                     "image_failures": len(self._registry.image_failures(project_id)),
                 }
@@ -112,6 +138,50 @@ class StatusReader:
     def known_projects(self) -> list[int]:
         """Ids of connected projects."""
         return self._registry.known_projects()
+
+    def suspects(self, project_id: int) -> Suspects:
+        """The labels that the published version suspects. Raises ProjectNotFoundError, VersionNotFoundError."""
+        self._check_known(project_id)
+        record = self._registry.published_record(project_id)
+        if record is None:
+            raise VersionNotFoundError(
+                f"project {project_id} has no published version yet; label images of two classes first"
+            )
+        return Suspects(record.version, record.n_suspects, self._suspects(record))
+
+    def _suspects(self, record: VersionRecord) -> list[dict[str, Any]]:
+        """The suspects of a record, each with the address at which a person sees the task."""
+        page = f"{self._address_for_people(record.project_id)}/projects/{record.project_id}/data?task="
+        return [{**item, "link": f"{page}{item['task_id']}"} for item in record.suspects]
+
+    def _address_for_people(self, project_id: int) -> str:
+        """Where a browser finds Label Studio: by the name it knows itself by, or else by the one we know.
+
+        Unless told its address it says `localhost`. That is right for a browser on its machine, and better than the
+        bare name of a container that we reach it by.
+        """
+        own = str((self._registry.project_facts(project_id) or {}).get("hostname") or "").rstrip("/")
+        reached_by = urlsplit(self._label_studio_url).hostname or ""
+        if own and (urlsplit(own).hostname != "localhost" or "." not in reached_by):
+            return own
+        return self._label_studio_url
+
+    def _check_known(self, project_id: int) -> None:
+        if self._registry.project_facts(project_id) is None:
+            raise ProjectNotFoundError(
+                f"project {project_id} is not connected to this service; run: python -m backend connect {project_id}"
+            )
+
+    @staticmethod
+    def _validation(record: VersionRecord | None) -> dict[str, Any] | None:
+        if record is None or record.validation_filter is None:
+            return None
+        return {
+            "filter": record.validation_filter,
+            "tasks": record.validation_tasks,
+            "labels": record.validation_labels,
+            "note": record.validation_note,
+        }
 
     def _last_error(self, project_id: int) -> str | None:
         try:

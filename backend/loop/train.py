@@ -7,6 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
 from backend.adapters.embedding_store import EmbeddingTable
@@ -17,17 +18,29 @@ from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import LabelStudioError
 from backend.loop.embed import Embedder, missing_tasks
+from backend.loop.outlook import (
+    MAX_SUSPECTS,
+    carried_curve,
+    extended_curve,
+    foresee,
+    list_suspects,
+    same_labels_offered,
+)
 from backend.loop.projects import register_project
 from backend.loop.rounds import Pools, Round, Stopwatch, plan_round, trainable
 from backend.loop.seed import Seed
-from backend.schema import AnnotatedTask, Project, QueueEntry, TrainingLabels, VersionRecord
+from backend.loop.validation import Measurement, describe, ground_truth_tasks, keep_aside, measure
+from backend.schema import AnnotatedTask, CurvePoint, Project, QueueEntry, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
 
 EMBED_IN_JOB = 256
 """Labeled tasks without embedding that a retrain embeds itself; more than that wait for the embedding jobs."""
 
-CROSS_VALIDATED = "cross-validated on the labeled tasks, which were chosen because they are hard: usually pessimistic"
+CROSS_VALIDATED = (
+    "cross-validated on the labeled tasks, which were chosen because they are hard: usually pessimistic, and not to be "
+    "compared from version to version"
+)
 
 
 class Trainer:
@@ -76,11 +89,16 @@ class Trainer:
             project = self._label_studio.project(project_id)
             config = parse_labeling_config(project.label_config)
             register_project(self._registry, project)
-            annotated = self._label_studio.annotated_tasks(project_id, config.image_field)
+            wanted = self._settings.validation_filter
+            fields = wanted.fields if wanted else ()
+            annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
             labels = read_labels(config, annotated)
+            split = self._embedder.validation_split(project_id, config.image_field)
         with watch.stage("embeddings"):
             table = self._table(project_id, annotated, labels)
-        digest = self._digest(project, annotated, table)
+        if wanted is not None:
+            labels = keep_aside(labels, annotated, wanted, split, table.task_ids.tolist())
+        digest = self._digest(project, annotated, table, labels)
         previous = self._registry.published_record(project_id)
         if len(table.task_ids) == 0 or (previous and previous.inputs_digest == digest and not forced):
             logger.info(
@@ -102,6 +120,18 @@ class Trainer:
         previous_seed = self._previous_seed(previous)
         plan = plan_round(table, everything, labels, self._settings, previous_seed=previous_seed, watch=watch)
         fitted, seed = plan.fitted, plan.seed
+        evaluation = fitted.evaluation if fitted else None
+        with watch.stage("evaluate"):
+            measured = measure(fitted.head, table, labels) if fitted else None
+            expected = float(plan.scores.probabilities.max(axis=1).mean()) if plan.scores and plan.pool else None
+            curve = self._curve(project, previous, len(labeled), measured, expected)
+            outlook = foresee(
+                curve if fitted and plan.pool else [],
+                target=self._settings.target_accuracy,
+                horizon=self._settings.window_size,
+                n_unlabeled=len(plan.pool),
+            )
+            suspects = list_suspects(plan, table, labels, confirmed=ground_truth_tasks(annotated))
         entries = self._entries(config, plan)
         version = self._registry.new_version(project_id, len(labeled), self._now())
         record = VersionRecord(
@@ -114,9 +144,9 @@ class Trainer:
             labels_used=len(labeled),
             labels_by_class=dict(Counter(labels.labels[task_id] for task_id in labeled)),
             ignored_labels={str(task_id): reason for task_id, reason in self._ignored(labels, table).items()},
-            accuracy=fitted.evaluation.accuracy if fitted and fitted.evaluation else None,
-            accuracy_kind=CROSS_VALIDATED if fitted and fitted.evaluation else None,
-            log_loss=fitted.evaluation.log_loss if fitted and fitted.evaluation else None,
+            accuracy=measured.accuracy if measured else evaluation.accuracy if evaluation else None,
+            accuracy_kind=measured.kind if measured else CROSS_VALIDATED if evaluation else None,
+            log_loss=evaluation.log_loss if evaluation else None,
             strength=fitted.head.strength if fitted else None,
             acquisition=self._settings.acquisition,
             backbone=self._embedder.backbone.name,
@@ -129,6 +159,17 @@ class Trainer:
             seed_engine_reason=seed.reason if seed else None,
             inputs_digest=digest,
             stage_seconds=watch.seconds,
+            accuracy_interval=list(measured.interval) if measured else None,
+            cross_validated_accuracy=evaluation.accuracy if evaluation else None,
+            expected_accuracy=expected,
+            validation_filter=str(wanted) if wanted else None,
+            validation_tasks=len((split.task_ids if split else frozenset()).union(labels.validation)),
+            validation_labels=measured.n_tasks if measured else 0,
+            validation_note=describe(wanted, labels, split, measured) if wanted else None,
+            learning_curve=[asdict(point) for point in curve],
+            forecast=outlook,
+            n_suspects=len(suspects),
+            suspects=suspects[:MAX_SUSPECTS],
         )
         with watch.stage("save"):
             self._registry.save(record, fitted.head if fitted else None)
@@ -144,6 +185,29 @@ class Trainer:
             "-" if record.accuracy is None else f"{record.accuracy:.2f}", watch.total, watch,
         )  # fmt: skip
         return record
+
+    def _curve(
+        self,
+        project: Project,
+        previous: VersionRecord | None,
+        n_labels: int,
+        measured: Measurement | None,
+        expected: float | None,
+    ) -> list[CurvePoint]:
+        """The learning curve up to this version, handed from record to record, for old records are pruned."""
+        wanted = self._settings.validation_filter
+        # A published record that cannot be read costs no history: that of the version before is nearly the same.
+        before = previous or self._registry.newest_record(project.id)
+        if before is not None and not same_labels_offered(before.label_config, project.label_config):
+            before = None
+        fingerprint = self._embedder.backbone.fingerprint
+        carried = carried_curve(before, fingerprint=fingerprint, validation_filter=str(wanted) if wanted else None)
+        new = []
+        if measured is not None and n_labels:
+            new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
+        if expected is not None and n_labels:
+            new.append(CurvePoint("expected", n_labels, expected, n_labels))
+        return extended_curve(carried, new)
 
     def _table(self, project_id: int, annotated: Sequence[AnnotatedTask], labels: TrainingLabels) -> EmbeddingTable:
         """The project's embeddings, with those of labeled tasks that came faster than the embedding jobs."""
@@ -179,7 +243,9 @@ class Trainer:
         self._label_studio.push_predictions(project_id, version, entries)
         self._label_studio.activate_version(project_id, version)
 
-    def _digest(self, project: Project, annotated: Sequence[AnnotatedTask], table: EmbeddingTable) -> str:
+    def _digest(
+        self, project: Project, annotated: Sequence[AnnotatedTask], table: EmbeddingTable, labels: TrainingLabels
+    ) -> str:
         """Identity of everything a version is made from: equal digests would give an equal version."""
         annotations = sorted(
             (item.task.id, annotation.id, annotation.updated_at, annotation.was_cancelled, annotation.ground_truth)
@@ -190,6 +256,7 @@ class Trainer:
         facts = [
             project.label_config, annotations, self._embedder.backbone.fingerprint,
             settings.acquisition, settings.window_size, settings.seed_size, settings.random_state,
+            str(settings.validation_filter), sorted(labels.reserved), settings.target_accuracy,
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(table.digest.encode())
@@ -200,7 +267,7 @@ class Trainer:
         """Why some answered tasks are not trained on: no usable label, or no usable image."""
         broken = {
             task_id: f"image: {table.failures[task_id].reason}"
-            for task_id in labels.labels
+            for task_id in (*labels.labels, *labels.validation)
             if task_id in table.failures
         }
         return {**labels.ignored, **broken}

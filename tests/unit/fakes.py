@@ -41,6 +41,8 @@ class FakeProject:
 
     project: Project
     tasks: dict[int, str | None] = field(default_factory=dict)
+    fields: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Further data of some tasks, by task id."""
     annotations: dict[int, list[Annotation]] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     backends: list[dict[str, Any]] = field(default_factory=list)
@@ -143,17 +145,17 @@ class FakeLabelStudio:
         self._find(project_id)
         self.change_project(project_id, **changes)
 
-    def tasks(self, project_id: int, image_field: str) -> list[Task]:
+    def tasks(self, project_id: int, image_field: str, *, fields: Sequence[str] = ()) -> list[Task]:
         self._ask("tasks")
         assert image_field == "image"
-        return [Task(task_id, image) for task_id, image in self._find(project_id).tasks.items()]
+        return [self._task(project_id, task_id, fields) for task_id in self._find(project_id).tasks]
 
-    def annotated_tasks(self, project_id: int, image_field: str) -> list[AnnotatedTask]:
+    def annotated_tasks(self, project_id: int, image_field: str, *, fields: Sequence[str] = ()) -> list[AnnotatedTask]:
         self._ask("annotated_tasks")
         assert image_field == "image"
         kept = self._find(project_id)
         return [
-            AnnotatedTask(Task(task_id, kept.tasks[task_id]), list(annotations))
+            AnnotatedTask(self._task(project_id, task_id, fields), list(annotations))
             for task_id, annotations in kept.annotations.items()
             if task_id in kept.tasks
         ]
@@ -161,7 +163,7 @@ class FakeLabelStudio:
     def change_mark(self, project_id: int) -> str:
         self._ask("change_mark")
         kept = self._find(project_id)
-        return repr((kept.tasks, kept.annotations))
+        return repr((kept.tasks, kept.fields, kept.annotations))
 
     def push_predictions(self, project_id: int, version: str, entries: Sequence[QueueEntry]) -> None:
         self._ask("push_predictions")
@@ -236,6 +238,11 @@ class FakeLabelStudio:
     def _add_webhook(self, project_id: int, **values: Any) -> None:
         fresh = {"id": next(self._serial), "project": project_id, "headers": {}, "actions": [], **values}
         self._find(project_id).webhooks.append(fresh)
+
+    def _task(self, project_id: int, task_id: int, fields: Sequence[str]) -> Task:
+        kept = self._find(project_id)
+        known = kept.fields.get(task_id, {})
+        return Task(task_id, kept.tasks[task_id], {name: known[name] for name in fields if name in known})
 
     def _ask(self, name: str) -> None:
         self.asked.append(name)

@@ -140,6 +140,55 @@ def test_status_is_json(built: World) -> None:
     assert json.loads(done.output)["project_id"] == 1
 
 
+@pytest.fixture
+def mislabeled(built: World) -> World:
+    """Ten reds are cats and ten greens dogs, but task 1, a red, is a dog; one version is published."""
+    built.label_studio.add_project(1, [rgb(250 - n, 0, n) for n in range(11)] + [rgb(0, 250 - n, n) for n in range(10)])
+    built.embed_all()
+    for task_id in range(1, 22):
+        built.label_studio.annotate(1, task_id, "cat" if 1 < task_id <= 11 else "dog")
+    assert built.services.trainer.retrain(1) is not None
+    return built
+
+
+def test_suspects_are_listed_with_a_link(mislabeled: World) -> None:
+    """Task, given label, suggested label, where to look again; then the count."""
+    done = run("suspects", "1")
+    assert done.exit_code == 0
+    line, count = done.output.splitlines()
+    assert line.startswith("task 1: labeled 'dog' (")
+    assert "looks like 'cat' (" in line
+    assert line.endswith("  http://127.0.0.1:8080/projects/1/data?task=1")
+    assert count == f"1 suspected labels in {mislabeled.registry.published(1)}"
+
+
+def test_suspects_as_json(mislabeled: World) -> None:
+    """For programs: the same, with the probabilities as numbers."""
+    found = json.loads(run("suspects", "1", "--json").output)
+    assert found["model_version"] == mislabeled.registry.published(1)
+    assert found["n_suspects"] == 1
+    (suspect,) = found["suspects"]
+    assert set(suspect) == {"task_id", "label", "suggested_label", "probability", "suggested_probability", "link"}
+    assert 0 <= suspect["probability"] < 0.1
+
+
+def test_no_suspects_is_said(built: World) -> None:
+    """A first batch only: no labels, none suspected."""
+    built.label_studio.add_project(1, [rgb(1, 1), rgb(2, 3)])
+    built.embed_all()
+    assert built.services.trainer.retrain(1) is not None
+    assert run("suspects", "1").output.startswith("0 suspected labels in v0001-0labels-")
+
+
+@pytest.mark.parametrize(("project", "sentence"), [("7", "backend connect 7"), ("1", "no published version yet")])
+def test_suspects_of_nothing_is_a_sentence(built: World, project: str, sentence: str) -> None:
+    """A project that is not connected, and one that is and has no version."""
+    built.registry.register(1, CREATED, LABEL_CONFIG)
+    done = run("suspects", project)
+    assert isinstance(done.exception, BackendError)
+    assert sentence in str(done.exception)
+
+
 def test_doctor_ends_with_1_when_something_is_broken(built: World) -> None:
     """Nothing runs here: failures with their cures, and the code for scripts."""
     done = run("doctor")

@@ -70,6 +70,8 @@ MISTAKES = {
     "SEED_SIZE": "1.5",
     "WINDOW_SIZE": "10001",
     "PUBLISH_WAIT_S": "-0.1",
+    "VALIDATION_FILTER": "split=val",
+    "TARGET_ACCURACY": "95",
     "RECONCILE_INTERVAL_S": "soon",
     "IMAGE_TIMEOUT_S": "nan",
     "ACQUISITION": "Margin",
@@ -104,6 +106,14 @@ def test_an_address_without_usable_host_or_port_is_a_mistake(url: str) -> None:
     """An address that no client could open is refused at the start, not at the first request."""
     with pytest.raises(SettingsError, match="BACKEND_URL"):
         Settings.from_mapping({"BACKEND_URL": url})
+
+
+@pytest.mark.parametrize("share", ["0", "1", "-0.5", "nan", "95 %"])
+def test_a_target_accuracy_is_a_share(share: str) -> None:
+    """Between 0 and 1, neither of them: nothing is never wrong for certain."""
+    with pytest.raises(SettingsError, match=r"TARGET_ACCURACY: .* is not a share above 0 and below 1, such as 0\.95"):
+        Settings.from_mapping({"TARGET_ACCURACY": share})
+    assert Settings.from_mapping({"TARGET_ACCURACY": "0.9"}).target_accuracy == 0.9
 
 
 @pytest.mark.parametrize("number", ["inf", "nan", "1e999"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import socket
 import threading
@@ -564,6 +565,49 @@ def test_the_status_of_a_project(project: World, client: FlaskClient) -> None:
     assert {name: status[name] for name in expected} == expected
 
 
+def test_the_status_says_how_good_it_is_and_what_to_do(project: World, client: FlaskClient) -> None:
+    """Measured or cross-validated, how sure, what more labels would give, what looks wrong; all from the record."""
+    suspect = {
+        "task_id": 2,
+        "label": "cat",
+        "suggested_label": "dog",
+        "probability": 0.01,
+        "suggested_probability": 0.99,
+    }
+    forecast = {"target": 0.95, "labels_needed": 40, "stop": False, "suggestion": "Go on."}
+    record = project.registry.record(3, VERSION)
+    version = VERSION.replace("v0001", "v0002")
+    newer = dataclasses.replace(
+        record, version=version, accuracy_kind="measured on 50 validation tasks", accuracy_interval=[0.6, 0.85],
+        cross_validated_accuracy=0.5, expected_accuracy=0.8, validation_filter="data.split=val", validation_tasks=80,
+        validation_labels=50,
+        validation_note="some", forecast=forecast, n_suspects=7, suspects=[suspect],
+    )  # fmt: skip
+    project.registry.save(newer, project.registry.head(record))
+    project.registry.publish(3, version)
+    status = client.get("/api/projects/3/status").json or {}
+    expected = {
+        "accuracy": 0.75,
+        "accuracy_kind": "measured on 50 validation tasks",
+        "accuracy_interval": [0.6, 0.85],
+        "cross_validated_accuracy": 0.5,
+        "expected_accuracy": 0.8,
+        "validation": {"filter": "data.split=val", "tasks": 80, "labels": 50, "note": "some"},
+        "forecast": forecast,
+        "n_suspects": 7,
+        "suspects": [{**suspect, "link": "http://127.0.0.1:8080/projects/3/data?task=2"}],
+    }
+    assert {name: status[name] for name in expected} == expected
+    text = client.get("/metrics").data.decode()
+    samples = {
+        sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
+    }
+    assert samples["active_learning_labels_needed"] == 40
+    assert samples["active_learning_suspects"] == 7
+    assert samples["active_learning_validation_labels"] == 50
+    assert samples["active_learning_expected_accuracy"] == 0.8
+
+
 def test_the_status_follows_the_retrain(project: World, client: FlaskClient) -> None:
     """Idle, queued, running."""
 
@@ -618,6 +662,8 @@ def test_metrics_are_prometheus_text(project: World, client: FlaskClient) -> Non
     assert samples["active_learning_accuracy", "3"] == 0.75
     assert ("active_learning_accuracy", "5") not in samples
     assert samples["active_learning_versions", "3"] == 1
+    assert samples["active_learning_suspects", "3"] == 0
+    assert ("active_learning_labels_needed", "3") not in samples, "unknown is no number"
     assert samples["active_learning_queue_depth", "active-learning-retrain"] == 1
     assert samples["active_learning_jobs_total", "done"] == 3
     assert samples["active_learning_workers",] == 0

@@ -193,6 +193,20 @@ def test_tasks_are_read_page_by_page(
     assert (first.path, first.query["project"], first.query["resolve_uri"]) == ("/api/tasks/", "7", "false")
 
 
+def test_further_fields_of_the_data_are_kept_where_asked_for(server: Server, client: LabelStudioClient) -> None:
+    """Only those named, as they stand in the data, without another request; tasks that lack them have none."""
+    tasks = [
+        {"id": 1, "data": {"image": "a.jpg", "split": "val", "fold": 3, "secret": "x"}, "annotations": []},
+        {"id": 2, "data": {"image": "b.jpg", "split": None}, "annotations": []},
+        {"id": 3, "data": None, "annotations": []},
+    ]
+    server.always(200, {"tasks": tasks, "total": 3})
+    expected = [Task(1, "a.jpg", {"split": "val", "fold": 3}), Task(2, "b.jpg", {"split": None}), Task(3, None)]
+    assert client.tasks(7, "image", fields=("split", "fold")) == expected
+    assert [item.task for item in client.annotated_tasks(7, "image", fields=("split", "fold"))] == expected
+    assert len(server.seen) == 2
+
+
 def test_an_empty_project_takes_one_request(server: Server, client: LabelStudioClient) -> None:
     """No tasks, no second page (which Label Studio would answer with 404)."""
     server.always(200, {"tasks": [], "total": 0})

@@ -19,7 +19,7 @@ from backend.adapters.registry import Registry, is_own_version
 from backend.errors import BackendError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
-from backend.schema import VersionRecord
+from backend.schema import ValidationSplit, VersionRecord
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 CONFIG = "<View/>"
@@ -433,3 +433,33 @@ def test_a_project_id_is_a_number(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises((ValueError, BackendError)):
         registry.project_directory("../../x")  # type: ignore[arg-type]
     assert files_below(tmp_path) == []
+
+
+# -- the validation split ---------------------------------------------------------------------------------------------
+
+
+def test_the_validation_split_is_kept_until_it_changes(registry: Registry) -> None:
+    """Kept: news; kept again: none. Another process reads the same."""
+    split = ValidationSplit("data.split=val", frozenset({7, 3}), 9)
+    assert registry.validation_split(3) is None
+    assert registry.keep_validation_split(3, split)
+    assert not registry.keep_validation_split(3, ValidationSplit("data.split=val", frozenset({3, 7}), 9))
+    assert Registry(registry.project_directory(3).parent).validation_split(3) == split
+    assert registry.keep_validation_split(3, dataclasses.replace(split, newest=10))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"filter": "x", "task_ids": 3, "newest": 1}'])
+def test_a_damaged_validation_split_is_none(registry: Registry, content: str) -> None:
+    """Whoever asks lists the tasks again."""
+    (registry.project_directory(3) / "validation_split.json").write_text(content)
+    assert registry.validation_split(3) is None
+
+
+def test_the_newest_record_that_can_be_read(registry: Registry) -> None:
+    """Of three versions the newest is damaged: the second one; without any: none."""
+    assert registry.newest_record(3) is None
+    names = saved(registry, 3)
+    (registry.project_directory(3) / "versions" / names[2] / "record.json").write_text("{}")
+    found = registry.newest_record(3)
+    assert found is not None
+    assert found.version == names[1]

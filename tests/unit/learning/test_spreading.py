@@ -12,11 +12,11 @@ from backend.learning.features import normalise
 from backend.learning.spreading import entry_points, neighbor_graph, spread_labels
 
 
-def two_kinds(n_per_kind: int, *, seed: int = 0):
+def two_kinds(n_per_kind: int, *, noise: float = 0.2, seed: int = 0):
     """Features (2n, 6) around two directions."""
     random = np.random.default_rng(seed)
     centres = np.repeat(np.eye(6)[:2], n_per_kind, axis=0)
-    return normalise(centres + 0.2 * random.normal(size=centres.shape))
+    return normalise(centres + noise * random.normal(size=centres.shape))
 
 
 def starts_of(graph, labels: dict[int, int], n_classes: int = 2):
@@ -49,17 +49,18 @@ def test_a_link_weighs_what_the_formula_says():
 
 def test_spreading_is_scikit_learns():
     """With one label per class, its LabelSpreading on the same graph agrees, but for one factor: the class mass."""
-    graph = neighbor_graph(ALL)
+    features = two_kinds(40, noise=0.6)
+    graph = neighbor_graph(features)
     soft = spread_labels(graph, starts_of(graph, {0: 0, 40: 1}))[:, 0]
 
     class OnOurGraph(LabelSpreading):
         def _build_graph(self):
             return graph.links
 
-    given = np.full(len(ALL), -1)
+    given = np.full(80, -1)
     given[[0, 40]] = 0, 1
     with pytest.warns(ConvergenceWarning):  # it stops after as many steps as ours
-        reference = OnOurGraph(alpha=spreading.ALPHA, max_iter=spreading.N_STEPS, tol=0).fit(ALL, given)
+        reference = OnOurGraph(alpha=spreading.ALPHA, max_iter=spreading.N_STEPS, tol=0).fit(features, given)
     masses = reference.label_distributions_
     reached = (soft.min(axis=1) > 0) & (masses.min(axis=1) > 0)
     assert reached.sum() > 20

@@ -362,8 +362,8 @@ def test_a_label_given_while_reading_is_in_the_follow_up(animals: World, monkeyp
     label(animals, cat=[1], dog=[5])
     read, tickets = animals.label_studio.annotated_tasks, []
 
-    def read_then_label(project_id: int, image_field: str) -> Any:
-        found = read(project_id, image_field)
+    def read_then_label(project_id: int, image_field: str, **fields: Any) -> Any:
+        found = read(project_id, image_field, **fields)
         if not tickets:
             label(animals, cat=[2])
             tickets.append(animals.jobs.request_retrain(1)[0])
@@ -433,9 +433,9 @@ def test_a_lost_lock_publishes_nothing(animals: World, monkeypatch: pytest.Monke
     label(animals, cat=[1], dog=[5])
     read = animals.label_studio.annotated_tasks
 
-    def read_slowly(project_id: int, image_field: str) -> Any:
+    def read_slowly(project_id: int, image_field: str, **fields: Any) -> Any:
         animals.jobs.redis.set("active-learning:1:lock", "the other worker")
-        return read(project_id, image_field)
+        return read(project_id, image_field, **fields)
 
     monkeypatch.setattr(animals.label_studio, "annotated_tasks", read_slowly)
     with pytest.raises(LockLostError):
