@@ -59,7 +59,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed requirements-bench.txt
 bench: dev $(VENV)/.installed-bench  ## every benchmark; results in benchmarks/results
 	$(BIN)/python -m benchmarks
 
-bench-selection: $(VENV)/.installed-bench  ## labels needed, beside scikit-activeml's strategies: IMAGES='folder …'
+bench-selection: $(VENV)/.installed-bench  ## accuracy per label beside scikit-activeml: IMAGES='folder …'
 	$(BIN)/python -m benchmarks.selection $(if $(IMAGES),--images $(IMAGES))
 
 CUDA := $(addprefix --no-emit-package ,cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
