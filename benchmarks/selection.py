@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             run(arguments, Path(folder))
     except BackendError as exc:
-        raise SystemExit(f"error: {exc}") from exc
+        raise SystemExit(str(exc)) from exc
 
 
 def run(arguments: argparse.Namespace, scratch: Path) -> None:
