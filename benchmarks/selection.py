@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -169,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(arguments: argparse.Namespace, scratch: Path) -> None:
     """Embeds all data sets, so that what is wrong with one is told first, and measures one after the other."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: else the processes of the pool stay behind
     folders = arguments.images or [path for path in at_hand() if path.is_dir()]
     if not arguments.images:
         for path in at_hand():
@@ -209,7 +211,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
         print(table(rows))
         for title, names in comparisons(rows):
             print(f"\n{OURS} beside {title}; lead ± standard error of the paired difference\n")
-            print(standings_table(standings(rows, names)))
+            print(standings_table(standings(rows, names)), flush=True)
     print()
     for name, description in descriptions().items():
         print(f"{name}: {description}")
