@@ -11,7 +11,7 @@ BACKEND_PORT ?= 9090
 RUN_DIR ?= .run
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo web worker connect doctor test lint bench lock compose-test clean
+.PHONY: help install dev demo web worker connect doctor test lint bench bench-selection lock compose-test clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -52,8 +52,15 @@ test: dev  ## every test; what this machine lacks is skipped with the reason
 compose-test: dev  ## docker-compose.yml brought up for real (ENGINE='docker compose' or alike)
 	$(BIN)/python tests/compose/run.py
 
-bench: dev  ## every benchmark; results in benchmarks/results
+$(VENV)/.installed-bench: $(VENV)/.installed requirements-bench.txt
+	$(UV) -r requirements.txt -r requirements-bench.txt
+	@touch $@
+
+bench: dev $(VENV)/.installed-bench  ## every benchmark; results in benchmarks/results
 	$(BIN)/python -m benchmarks
+
+bench-selection: $(VENV)/.installed-bench  ## accuracy per label beside scikit-activeml: IMAGES='folder …'
+	$(BIN)/python -m benchmarks.selection $(if $(IMAGES),--images $(IMAGES))
 
 CUDA := $(addprefix --no-emit-package ,cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl \
   nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
@@ -64,6 +71,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-
 lock: install  ## compile the requirement files anew; torch pins its CUDA packages itself, so they are left to it
 	$(COMPILE) $(CUDA) pyproject.toml -o requirements.txt
 	$(COMPILE) $(CUDA) pyproject.toml --extra dev -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) $(CUDA) pyproject.toml --extra bench -c requirements.txt -o requirements-bench.txt
 	$(COMPILE) requirements-label-studio.in -o requirements-label-studio.txt
 
 clean:  ## remove what the demo and the tests keep (not the virtual environments)

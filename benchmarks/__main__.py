@@ -10,11 +10,9 @@ import tempfile
 from pathlib import Path
 
 from backend.demo import write_digits
-from benchmarks import labeler
+from benchmarks import SHARED, WEIGHTS, labeler, selection
 
-SHARED = labeler.REPOSITORY.parent / "shared"
 WEATHER = SHARED / "data" / "weather"
-WEIGHTS = SHARED / "weights" / "mobilenet_v2-imagenet.pth"
 
 
 def main() -> None:
@@ -32,7 +30,9 @@ def main() -> None:
         if weights is None:
             print("no weights file: torchvision downloads them, or the hand-made descriptor is used")
         command = ["--images", str(images), "--name", f"labeler-{images.name}"]
-        labeler.main([*command, *(["--weights", str(weights)] if weights else [])])
+        with_weights = ["--weights", str(weights)] if weights else []
+        labeler.main([*command, *with_weights])
+    selection.main([*(["--images", str(arguments.images)] if arguments.images else []), *with_weights])
 
 
 if __name__ == "__main__":

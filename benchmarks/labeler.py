@@ -31,9 +31,8 @@ from backend.adapters.backbones import load_backbone
 from backend.adapters.images import decode
 from backend.adapters.registry import Registry
 from backend.loop.simulate import held_out_fifth
+from benchmarks import REPOSITORY, RESULTS
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-RESULTS = REPOSITORY / "benchmarks" / "results"
 CHECKPOINTS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300)
 
 
