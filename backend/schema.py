@@ -208,12 +208,14 @@ class VersionRecord:
     validation_tasks: int = 0  # tasks of the split, labeled or not; with ground truth the labeled ones
     validation_labels: int = 0  # tasks the accuracy was measured on
     validation_note: str | None = None
-    learning_curve: Sequence[Mapping[str, Any]] = field(
-        default_factory=list
-    )  # of this version and those before; CurvePoint as JSON
+    # Of this version and those before, each a CurvePoint as JSON.
+    learning_curve: Sequence[Mapping[str, Any]] = field(default_factory=list)
     forecast: Mapping[str, Any] | None = None
     n_suspects: int = 0
     suspects: Sequence[Mapping[str, Any]] = field(default_factory=list)  # the likeliest first, the first so many
+    calibration_error: float | None = None  # expected, of the cross-validated probabilities, 0..1
+    temperature: float | None = None
+    detail_weight: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types only."""

@@ -21,11 +21,9 @@ import numpy as np
 
 from backend.adapters.backbones import load_backbone
 from backend.config import Settings
-from backend.learning.features import pool_centre
 from backend.learning.head import fit_and_evaluate
 from backend.learning.learning_curve import fit_curves
 from backend.learning.suspects import find_suspects
-from backend.loop.rounds import Stopwatch, plan_round
 from backend.loop.simulate import LabeledImages, Simulation, embed_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -81,11 +79,10 @@ def play(simulation: Simulation) -> tuple[list[int], list[dict[str, float]]]:
     settings = replace(simulation.settings, window_size=max(SUSPECT_BUDGETS))
     order: list[int] = []
     history = []
-    plan = plan_round(simulation.table, simulation.labels([]), settings, previous_seed=None, watch=Stopwatch())
+    plan = simulation.plan([], settings=settings)
     for stop in STOPS:
         order += [task_id for task_id, _ in plan.window[: stop - len(order)]]
-        labels = simulation.labels(order)
-        plan = plan_round(simulation.table, labels, settings, previous_seed=plan.seed, watch=Stopwatch())
+        plan = simulation.plan(order, settings=settings, previous_seed=plan.seed)
         if plan.fitted is None or plan.fitted.evaluation is None or plan.scores is None or len(order) < stop:
             continue
         history.append(
@@ -103,19 +100,15 @@ def suspect_flipped(
     simulation: Simulation, task_ids: Sequence[int], share: float, random: np.random.Generator
 ) -> dict[str, float] | None:
     """Suspects of ours and of confident learning after a share of the labels was flipped; None for too small a pool."""
-    table = simulation.table
     truth = np.array([simulation.truth[task_id] for task_id in task_ids])
     given, classes = truth.copy(), np.unique(simulation.truth)
     flipped = np.zeros(len(truth), dtype=bool)
     flipped[random.choice(len(truth), round(share * len(truth)), replace=False)] = True
     for row in np.flatnonzero(flipped):
         given[row] = random.choice(classes[classes != truth[row]])
-    result = fit_and_evaluate(
-        table.embeddings[table.rows_of(list(task_ids))],
-        given.tolist(),
-        random_state=simulation.settings.random_state,
-        centre=pool_centre(table.embeddings),
-    )
+    rows = simulation.table.rows_of(list(task_ids))
+    random_state = simulation.settings.random_state
+    result = fit_and_evaluate(simulation.pool, rows, given.tolist(), random_state=random_state)
     if result.evaluation is None:
         return None
     p, columns = result.evaluation.probabilities, np.searchsorted(result.head.classes, given)

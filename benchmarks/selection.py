@@ -29,14 +29,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from backend.adapters.backbones import Backbone
 from backend.config import Settings
 from backend.demo import write_digits
 from backend.errors import BackendError
-from backend.loop.rounds import Stopwatch, plan_round
 from backend.loop.simulate import (
     STRATEGIES,
     LabeledImages,
@@ -44,6 +42,7 @@ from backend.loop.simulate import (
     Simulation,
     embed_folder,
     held_out_fifth,
+    plain_features,
     report,
     summary,
 )
@@ -330,7 +329,7 @@ def queried_order(asked: QueryStrategy, simulation: Simulation, budget: int) -> 
     from skactiveml.classifier import SklearnClassifier
 
     names, numbers = np.unique(simulation.truth, return_inverse=True)
-    features = as_plain_features(simulation.table.embeddings)
+    features = plain_features(simulation.pool.embeddings, simulation.pool.n_details)
     arguments = {**asked.arguments, "missing_label": MISSING_LABEL, "random_state": simulation.seed}
     if asked.needs_n_classes:
         arguments["n_classes"] = len(names)
@@ -367,12 +366,6 @@ def label_order(
     return order
 
 
-def as_plain_features(embeddings: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Embeddings (N, D) scaled to length 1, as float32."""
-    features: NDArray[np.float32] = normalize(embeddings.astype(np.float32))
-    return features
-
-
 def plain_learner() -> LogisticRegression:
     """What learns from scikit-activeml's selections, for asking and for measuring."""
     return LogisticRegression(C=STRENGTH, max_iter=MAX_ITERATIONS)
@@ -385,7 +378,7 @@ def with_plain_learner(
 
     With one class labeled the answer is the best constant one, as `Simulation.accuracy` has it for all.
     """
-    features, labels = as_plain_features(images.embeddings), images.labels
+    features, labels = plain_features(images.embeddings, images.n_details), images.labels
     pool = np.flatnonzero(~held_out)
     for budget in budgets:
         rows = pool[list(order[:budget])]
@@ -401,8 +394,7 @@ def with_our_learner(
 ) -> Iterator[tuple[int, float]]:
     """(budget, accuracy on the held-out images) of what the service learns from the first labels of an order."""
     for budget in budgets:
-        labels = simulation.labels(order[:budget])
-        plan = plan_round(simulation.table, labels, simulation.settings, previous_seed=None, watch=Stopwatch())
+        plan = simulation.plan(order[:budget])
         yield budget, simulation.accuracy(plan.fitted.head if plan.fitted else None)
 
 

@@ -21,7 +21,7 @@ from backend.adapters.images import decode
 from backend.config import Settings
 from backend.errors import ImageError, SelectionError
 from backend.learning.coreset import select_coreset, typicality
-from backend.learning.features import plain_space
+from backend.learning.features import normalise, plain_space
 from backend.learning.head import Head, fit_and_evaluate, fit_head
 from backend.learning.pool import Pool
 from backend.loop.rounds import Round, Stopwatch, plan_round
@@ -105,6 +105,11 @@ def held_out_fifth(labels: Sequence[str] | NDArray[np.str_], seed: int) -> NDArr
     return held_out
 
 
+def plain_features(embeddings: NDArray[np.float16], n_details: int) -> NDArray[np.float32]:
+    """What the plain learner sees (N, D - n_details): embeddings without their details, scaled to length 1."""
+    return normalise(embeddings[:, : embeddings.shape[1] - n_details])
+
+
 # -- strategies -------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +135,19 @@ class Simulation:
         """What a person would have answered for these tasks."""
         answers = {task_id: self.truth[task_id] for task_id in task_ids}
         return TrainingLabels(answers, frozenset(answers), frozenset(), {})
+
+    def plan(
+        self, task_ids: Sequence[int], *, settings: Settings | None = None, previous_seed: Seed | None = None
+    ) -> Round:
+        """The service's round after these tasks were labeled; `settings`: those of the simulation if None."""
+        return plan_round(
+            self.table,
+            self.pool,
+            self.labels(task_ids),
+            settings or self.settings,
+            previous_seed=previous_seed,
+            watch=Stopwatch(),
+        )
 
     def accuracy(self, head: Head | None) -> float:
         """Share of held-out images whose top class is right; without a head, that of the best constant answer."""
@@ -157,10 +175,7 @@ def _service(acquisition: str | None = None) -> Strategy:
         task_ids: list[int] = []
         seed: Seed | None = None
         while True:
-            labels = simulation.labels(task_ids)
-            plan = plan_round(
-                simulation.table, simulation.pool, labels, settings, previous_seed=seed, watch=Stopwatch()
-            )
+            plan = simulation.plan(task_ids, settings=settings, previous_seed=seed)
             seed = plan.seed
             if len(task_ids) in budgets:
                 yield len(task_ids), simulation.accuracy(plan.fitted.head if plan.fitted else None)

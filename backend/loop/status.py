@@ -60,6 +60,7 @@ class StatusReader:
             "accuracy_interval": list(record.accuracy_interval) if record and record.accuracy_interval else None,
             "cross_validated_accuracy": record.cross_validated_accuracy if record else None,
             "expected_accuracy": record.expected_accuracy if record else None,
+            "calibration_error": record.calibration_error if record else None,
             "validation": self._validation(record),
             "forecast": dict(record.forecast) if record and record.forecast else None,
             "n_suspects": record.n_suspects if record else 0,

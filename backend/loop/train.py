@@ -170,6 +170,9 @@ class Trainer:
             forecast=outlook,
             n_suspects=len(suspects),
             suspects=suspects[:MAX_SUSPECTS],
+            calibration_error=evaluation.calibration_error if evaluation else None,
+            temperature=fitted.temperature if fitted else None,
+            detail_weight=fitted.detail_weight if fitted else None,
         )
         with watch.stage("save"):
             self._registry.save(record, fitted.head if fitted else None)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from backend.config import Settings
-from backend.loop.rounds import Stopwatch, plan_round
 from backend.loop.simulate import STRATEGIES, LabeledImages, Row, Simulation, held_out_fifth
 from benchmarks import selection
 from benchmarks.selection import (
@@ -169,9 +168,7 @@ def test_a_row_asked_for_twice_is_an_error() -> None:
 def test_our_learner_is_the_service_s(images: LabeledImages) -> None:
     """On the service's own first batch it is as good as `default`, on a random order as good as `random`."""
     simulation = Simulation(images, seed=2, settings=SETTINGS)
-    nothing = simulation.labels([])
-    plan = plan_round(simulation.table, nothing, SETTINGS, previous_seed=None, watch=Stopwatch())
-    first_batch = [task_id for task_id, _ in plan.window]
+    first_batch = [task_id for task_id, _ in simulation.plan([]).window]
     ours = list(with_our_learner(simulation, first_batch, [1, 4, 8]))
     assert ours == list(STRATEGIES[OURS][1](simulation, [1, 4, 8]))
     assert len({accuracy for _, accuracy in ours}) > 1, "the accuracies differ, so that the comparison says something"

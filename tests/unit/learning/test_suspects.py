@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from backend.learning.head import fit_and_evaluate
+from backend.learning.head import CrossValidation, fit_and_evaluate
+from backend.learning.pool import Pool
 from backend.learning.suspects import BELOW_CHANCE, Suspect, find_suspects
 
 FOUR = [[0.97, 0.03], [0.05, 0.95], [0.4, 0.6], [0.02, 0.98]]
@@ -52,6 +53,12 @@ def blobs(n: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.eye(4, 16)[classes] + spread * random.normal(size=(n, 16)), classes
 
 
+def evaluated(embeddings: np.ndarray, classes: np.ndarray) -> CrossValidation | None:
+    """The cross-validation of a head on all of these images."""
+    labels = [str(label) for label in classes]
+    return fit_and_evaluate(Pool(embeddings), np.arange(len(labels)), labels, random_state=0).evaluation
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_flipped_labels_are_found_and_right_ones_left_alone(seed: int) -> None:
     """200 labels of well separated classes, 10 flipped: nearly all found, at most one accused falsely."""
@@ -60,7 +67,7 @@ def test_flipped_labels_are_found_and_right_ones_left_alone(seed: int) -> None:
     flipped = random.choice(200, 10, replace=False)
     given = classes.copy()
     given[flipped] = (given[flipped] + random.integers(1, 4, size=10)) % 4
-    evaluation = fit_and_evaluate(embeddings, [str(label) for label in given], random_state=0).evaluation
+    evaluation = evaluated(embeddings, given)
     assert evaluation is not None
     found = find_suspects(evaluation.probabilities, given)
     right = {suspect.row for suspect in found} & set(flipped.tolist())
@@ -75,7 +82,7 @@ def test_hard_labels_are_no_suspects() -> None:
     Confident learning's rule, another class at its own mean confidence, accuses far more of the same.
     """
     embeddings, classes = blobs(60, 1.0, 0)
-    evaluation = fit_and_evaluate(embeddings, [str(label) for label in classes], random_state=0).evaluation
+    evaluation = evaluated(embeddings, classes)
     assert evaluation is not None
     p = evaluation.probabilities
     means = np.array([p[classes == column, column].mean() for column in range(4)])

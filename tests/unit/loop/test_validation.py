@@ -11,6 +11,7 @@ from fakes import World, build_world, rgb
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.errors import SettingsError
+from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.learning.intervals import wilson_interval
 from backend.loop.train import CROSS_VALIDATED
@@ -156,7 +157,7 @@ def table(*rows: tuple[float, float]) -> EmbeddingTable:
     return EmbeddingTable(ids, np.array(rows, dtype=np.float16), {}, dict.fromkeys(ids.tolist(), "x"), 1)
 
 
-HEAD = Head(("cat", "dog"), np.eye(2, dtype=np.float32), *np.zeros((2, 2), dtype=np.float32), strength=1.0)
+HEAD = Head(("cat", "dog"), np.eye(2, dtype=np.float32), np.zeros(2, np.float32), plain_space(2), strength=1.0)
 
 
 def test_accuracy_is_the_share_of_tops_that_are_the_label() -> None:
