@@ -106,6 +106,7 @@ class VersionRecord:
     seed_engine_reason: str | None
     inputs_digest: str
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    seed_strategy: str | None = None  # that of the first batch while part of it waits; None in records before it
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types only."""

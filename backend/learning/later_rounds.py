@@ -1,0 +1,281 @@
+"""Later-round strategies: which images to label next, once there is a head to ask, one function each.
+
+All take a `RoundState` and give positions of candidates, best first. `next_batch` is what the service calls: a strategy's
+order, with near-duplicates moved behind and, while classes are still without a label, places kept for regions that no
+label is near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.errors import SelectionError
+from backend.learning import acquisition
+from backend.learning.coreset import row_blocks, select_coreset, typicality
+from backend.learning.features import Features, as_features
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+MAX_COMPARED = 20_000
+"""Strategies that compare candidates with each other look at a random sample of so many: 100 MB at D = 1,280."""
+
+NEIGHBORS_OF_LOSS = 5
+"""Neighbours that `knn_of_high_loss` takes of each labeled image of high loss."""
+
+NEAR_DUPLICATE = 0.9
+"""Cosine of two features above which two images count as one."""
+
+MAX_BATCH_COMPARED = 2_000
+"""First places of a batch that are compared with each other; nobody is shown so many at a time."""
+
+EXPLORED = 2_000
+"""Candidates, drawn at random, among which regions without a label are sought: 0.1 s at D = 1,280."""
+
+MAX_EXPLORING = 0.5
+"""Share of the places kept for such regions at most, however many classes are without a label."""
+
+_SPARE = 2  # a strategy is asked for so many times the budget, so that a near-duplicate has something to go behind
+
+
+@dataclass(frozen=True, eq=False)
+class RoundState:
+    """What is known when the next images are chosen: N images of which M are labeled and U may be chosen.
+
+    Raises SelectionError where the parts do not fit together.
+    """
+
+    embeddings: NDArray[np.floating[Any]]  # (N, D), of the whole pool
+    centre: Features  # (D,), see `features.pool_centre`
+    labeled: Indices  # (M,), rows of embeddings
+    targets: Indices  # (M,), the column of probabilities that is the class of each labeled row
+    candidates: Indices  # (U,), rows of embeddings that may be chosen
+    probabilities: Floats  # (U, C), the head's, of the candidates
+    out_of_fold: Floats | None = None  # (M, C), cross-validated, of the labeled rows; NaN where never held out
+    n_classes: int = 0  # classes the labeling config offers; C of them at least have a label
+
+    def __post_init__(self) -> None:
+        if self.probabilities.ndim != 2 or len(self.probabilities) != len(self.candidates):
+            raise SelectionError(
+                f"probabilities have shape {self.probabilities.shape}; expected one row for each of "
+                f"{len(self.candidates)} candidates"
+            )
+        if len(self.targets) != len(self.labeled):
+            raise SelectionError(
+                f"got {len(self.targets)} targets of {len(self.labeled)} labeled rows; expected one each"
+            )
+        expected = (len(self.labeled), self.probabilities.shape[1])
+        if self.out_of_fold is not None and self.out_of_fold.shape != expected:
+            raise SelectionError(f"out-of-fold probabilities have shape {self.out_of_fold.shape}; expected {expected}")
+
+    def features_of(self, rows: Indices) -> Features:
+        """Features (R, D) of length 1 of these rows of the embeddings."""
+        return as_features(self.embeddings[rows], self.centre)
+
+
+class LaterRoundStrategy(Protocol):
+    """What every function of `LATER_ROUND_STRATEGIES` looks like."""
+
+    def __call__(self, state: RoundState, *, budget: int, random_state: int) -> list[int]: ...
+
+
+def least_confidence(state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """Candidates whose likeliest class is least likely; Lewis & Gale 1994, https://arxiv.org/abs/cmp-lg/9407020."""
+    return _highest(acquisition.least_confidence(state.probabilities), budget)
+
+
+def margin(state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """Candidates whose two likeliest classes are closest; Scheffer et al. 2001, doi:10.1007/3-540-44816-0_31."""
+    return _highest(acquisition.margin(state.probabilities), budget)
+
+
+def entropy(state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """Candidates whose probability is spread most; Settles 2009, see `learning.acquisition`."""
+    return _highest(acquisition.entropy(state.probabilities), budget)
+
+
+def coral(state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """Candidates that are uncertain (margin) and far from labels and each other: Lightly's CORAL.
+
+    Lightly's selection with its scores as weights, diversity over it, and the labeled rows preselected at the
+    candidates' mean weight; the strength of the weights is that at which neither side drowns the other, see
+    `coreset.select_coreset`. Above `MAX_COMPARED` candidates a random sample of them is looked at.
+    """
+    positions = _compared(len(state.candidates), MAX_COMPARED, random_state)
+    utilities = acquisition.margin(state.probabilities[positions])
+    return _spread_out(state, positions, utilities, budget=budget)
+
+
+def badge(state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """Candidates whose gradients, were the guess the label, are long and unlike each other.
+
+    BADGE, Ash et al. 2020, https://arxiv.org/abs/1906.03671: the gradient of the cross-entropy in the head's weights is
+    (probabilities - one-hot guess) ⊗ features; the longest is first, then k-means++ draws, seeded by `random_state`,
+    each with probability proportional to the squared distance to the nearest drawn. The (C·D)-dimensional gradients
+    are never built: the inner product of two is that of their first factors times that of their second. Above
+    `MAX_COMPARED` candidates a random sample of them is looked at.
+    """
+    generator = np.random.default_rng(random_state)
+    positions = _compared(len(state.candidates), MAX_COMPARED, random_state)
+    errors = np.array(state.probabilities[positions])  # (n, C)
+    errors[np.arange(len(errors)), errors.argmax(axis=1)] -= 1
+    features = state.features_of(state.candidates[positions])  # (n, D)
+    lengths = np.sum(errors**2, axis=1) * np.einsum("nd,nd->n", features, features)  # squared, of the gradients
+    nearest = np.full(len(positions), np.inf)
+    drawn: list[int] = []
+    while len(drawn) < min(budget, len(positions)):
+        if not drawn:
+            chosen = int(lengths.argmax())
+        elif nearest.any():
+            chosen = int(generator.choice(len(nearest), p=nearest / nearest.sum()))
+        else:  # only copies are left
+            copies = np.argsort(-lengths, kind="stable")
+            drawn += copies[~np.isin(copies, drawn)][: budget - len(drawn)].tolist()
+            break
+        products = (errors @ errors[chosen]) * (features @ features[chosen]).astype(np.float64)
+        distances = lengths + lengths[chosen] - 2 * products
+        # What float32 features cannot tell from a copy is one.
+        distances[distances < 1e-6 * (lengths + lengths[chosen])] = 0
+        distances[chosen] = 0
+        nearest = np.minimum(nearest, distances)
+        drawn.append(chosen)
+    return [int(position) for position in positions[drawn]]
+
+
+def knn_of_high_loss(state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """The candidates nearest to labeled images that the head gets wrong when it has not seen them.
+
+    The `NEIGHBORS_OF_LOSS` nearest of each labeled row, by cosine, in the order of its cross-validated log-loss: first
+    the nearest of each, then the second nearest. As many labeled rows are asked as the budget needs. A row that was
+    never held out, the only one of its class, counts with the loss of a head that knows nothing. Without cross-validation
+    `margin` stands in. A common strategy of data curation tools: what is wrong here is wrong next to it too.
+    """
+    if state.out_of_fold is None or not len(state.labeled) or not len(state.candidates):
+        return margin(state, budget=budget, random_state=random_state)
+    given = state.out_of_fold[np.arange(len(state.labeled)), state.targets]
+    given = np.where(np.isnan(given), 1 / state.probabilities.shape[1], given)
+    by_loss = np.argsort(given, kind="stable")
+    anchors = state.features_of(state.labeled[by_loss])
+    n_neighbors = min(NEIGHBORS_OF_LOSS, len(state.candidates))
+    cosines = np.empty((len(state.candidates), len(anchors)), dtype=np.float32)
+    for block in row_blocks(len(state.candidates), width=state.embeddings.shape[1]):
+        cosines[block] = state.features_of(state.candidates[block]) @ anchors.T
+    chosen: dict[int, None] = {}
+    taken = np.zeros(len(cosines), dtype=bool)
+    n_anchors = -(-budget // n_neighbors)
+    for first in range(0, len(anchors), n_anchors):
+        group = cosines[:, first : first + n_anchors].copy()
+        for _ in range(n_neighbors):
+            for column in range(group.shape[1]):
+                if taken.all():
+                    return list(chosen)[:budget]
+                nearest = int(np.where(taken, -np.inf, group[:, column]).argmax())
+                taken[nearest] = True
+                chosen[nearest] = None
+        if len(chosen) >= budget:
+            return list(chosen)[:budget]
+    rest = [position for position in margin(state, budget=len(taken), random_state=random_state) if not taken[position]]
+    return [*chosen, *rest][:budget]
+
+
+LATER_ROUND_STRATEGIES: Mapping[str, LaterRoundStrategy] = MappingProxyType(
+    {
+        "margin": margin,
+        "least_confidence": least_confidence,
+        "entropy": entropy,
+        "coral": coral,
+        "badge": badge,
+        "knn_of_high_loss": knn_of_high_loss,
+    }
+)
+"""The strategies that ask the head, by the name a setting or a command line uses; any first-batch strategy goes too."""
+
+
+def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """Positions of `budget` candidates (fewer if there are fewer), the first to be labeled first.
+
+    `strategy` is a name of LATER_ROUND_STRATEGIES. Two things are the same for all of them:
+
+    A candidate that is nearly the same image as one already in the batch (cosine above `NEAR_DUPLICATE`) goes behind
+    the others: its label would tell the head almost nothing that the first one's does not.
+
+    While some classes of the labeling config have no label, their share of the places (`MAX_EXPLORING` at most) goes to
+    candidates in dense regions far from all labels, since a head cannot be uncertain in favour of a class it has never
+    seen. The places are counted through from label to label, so they come when each label is followed by a new choice,
+    too.
+    """
+    budget = min(budget, len(state.candidates))
+    ranking = LATER_ROUND_STRATEGIES[strategy](
+        state, budget=min(_SPARE * budget, len(state.candidates)), random_state=random_state
+    )
+    n_unseen = state.n_classes - len(np.unique(state.targets))
+    if n_unseen > 0 and budget:
+        share = min(n_unseen / state.n_classes, MAX_EXPLORING)
+        explored = _explore(state, budget=min(_SPARE * budget, EXPLORED), random_state=random_state)
+        ranking = _interleave(ranking, explored, share=share, n_before=len(state.labeled))
+    return _different_first(state, ranking)[:budget]
+
+
+def _highest(utilities: Floats, budget: int) -> list[int]:
+    best: list[int] = np.argsort(-utilities, kind="stable")[:budget].tolist()
+    return best
+
+
+def _compared(n_candidates: int, limit: int, random_state: int) -> Indices:
+    """Ascending positions of the candidates looked at: all, or a random sample."""
+    if n_candidates <= limit:
+        return np.arange(n_candidates)
+    return np.sort(np.random.default_rng(random_state).choice(n_candidates, limit, replace=False))
+
+
+def _spread_out(state: RoundState, positions: Indices, weights: Floats, *, budget: int) -> list[int]:
+    """Of the candidates at these positions those of high weight that are far from the labeled rows and each other."""
+    n_labeled = len(state.labeled)
+    rows = state.features_of(np.concatenate([state.labeled, state.candidates[positions]]))
+    chosen = select_coreset(
+        rows,
+        budget=min(budget, len(positions)),
+        preselected=range(n_labeled),
+        typicality_weights=np.concatenate([np.full(n_labeled, weights.mean() if len(weights) else 0.0), weights]),
+        weighting_strength=None,
+    )
+    return [int(positions[index - n_labeled]) for index in chosen]
+
+
+def _explore(state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """Positions of candidates in dense regions far from every labeled row, best first."""
+    positions = _compared(len(state.candidates), EXPLORED, random_state)
+    weights = typicality(state.features_of(state.candidates[positions]), random_state=random_state)
+    return _spread_out(state, positions, weights, budget=budget)
+
+
+def _interleave(ranking: Sequence[int], explored: Sequence[int], *, share: float, n_before: int) -> list[int]:
+    """Both in one order, each position once: a `share` of the places, counted from label `n_before` on, is explored."""
+    mixed: dict[int, None] = {}
+    sources = (iter(ranking), iter(explored))
+    for place in range(n_before, n_before + len(ranking)):
+        exploring = int((place + 1) * share) > int(place * share)
+        following = next((position for position in sources[exploring] if position not in mixed), None)
+        if following is not None:
+            mixed[following] = None
+    return [*mixed, *(position for position in ranking if position not in mixed)]
+
+
+def _different_first(state: RoundState, ranking: Sequence[int]) -> list[int]:
+    """The ranking with every candidate behind that is nearly the same image as one before it."""
+    if not ranking:
+        return []
+    compared = ranking[:MAX_BATCH_COMPARED]
+    features = state.features_of(state.candidates[np.asarray(compared)])
+    alike = features @ features.T > NEAR_DUPLICATE
+    first: list[int] = []
+    behind: list[int] = []
+    for rank in range(len(compared)):
+        (behind if alike[rank, first].any() else first).append(rank)
+    return [*(ranking[rank] for rank in [*first, *behind]), *ranking[MAX_BATCH_COMPARED:]]
