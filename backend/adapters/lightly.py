@@ -66,7 +66,8 @@ def select_first_batch(
 
     Raises SelectionError for a strategy that is not of LIGHTLY_STRATEGIES and for impossible input (NaN, a budget above
     the rows left, indices out of range). A missing, crashing, hanging or nonsensical engine is not an error: `engine`
-    is then "numpy" and `reason` says why. Cost: about 0.3 s for the new process, then that of `typicality` and `select_coreset`.
+    is then "numpy" and `reason` says why. Cost: about 0.3 s for the new process, then that of `typicality` and
+    `select_coreset`.
     """
     if strategy not in LIGHTLY_STRATEGIES:
         raise SelectionError(f"strategy is {strategy!r}; expected one of Lightly's: {', '.join(LIGHTLY_STRATEGIES)}")

@@ -2,7 +2,8 @@
 
 Run as `python lightly_child.py FOLDER` with `embeddings.npy` (N, D) float32, `request.json` (`preselected`, `budget`)
 and, for diversity and weights instead of diversity alone, `weights.npy` (N,) in the folder; writes `selected.json`,
-the indices in order with the preselected first. Anything that goes wrong ends the process with its message as the last line of standard error.
+the indices in order with the preselected first. Anything that goes wrong ends the process with its message as the last
+line of standard error.
 """
 
 from __future__ import annotations

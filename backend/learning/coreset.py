@@ -172,12 +172,14 @@ def _checked_weights(weights: ArrayLike, n_rows: int) -> Floats:
 def _diversity_term(nearest: Floats, selected: Sequence[int]) -> Floats:
     """`log(S + d²)` (N,), of each row's squared distance to the nearest selected row; at least one is selected."""
     spread = nearest[selected].sum() if len(selected) > 1 else 0.0
-    return np.log(np.maximum(spread + nearest, _LOG_FLOOR))
+    term: Floats = np.log(np.maximum(spread + nearest, _LOG_FLOOR))
+    return term
 
 
 def _weighting_term(weights: Floats, selected: Sequence[int]) -> Floats:
     """`log(W + w)` (N,)."""
-    return np.log(np.maximum(weights[selected].sum() + weights, _LOG_FLOOR))
+    term: Floats = np.log(np.maximum(weights[selected].sum() + weights, _LOG_FLOOR))
+    return term
 
 
 def _balance(nearest: Floats, weights: Floats, selected: Sequence[int]) -> float:

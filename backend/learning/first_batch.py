@@ -87,7 +87,8 @@ def typical_coreset(
 ) -> list[int]:
     """Rows far from the chosen ones and in dense places: Lightly's diversity and typicality strategies.
 
-    Both with strength 1. `random_state` seeds the sample that typicality is estimated from in large pools, see `coreset.typicality`.
+    Both with strength 1. `random_state` seeds the sample that typicality is estimated from in large pools, see
+    `coreset.typicality`.
     """
     check_selection(features, budget=budget, preselected=preselected)
     weights = typicality(features, random_state=random_state)

@@ -1,8 +1,8 @@
 """Later-round strategies: which images to label next, once there is a head to ask, one function each.
 
-All take a `RoundState` and give positions of candidates, best first. `next_batch` is what the service calls: a strategy's
-order, with near-duplicates moved behind and, while classes are still without a label, places kept for regions that no
-label is near.
+All take a `RoundState` and give positions of candidates, best first. `next_batch` is what the service calls: a
+strategy's order, with near-duplicates moved behind and, while classes are still without a label, places kept for
+regions that no label is near.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class RoundState:
 class LaterRoundStrategy(Protocol):
     """What every function of `LATER_ROUND_STRATEGIES` looks like."""
 
-    def __call__(self, state: RoundState, *, budget: int, random_state: int) -> list[int]: ...
+    def __call__(self, state: RoundState, *, budget: int, random_state: int) -> list[int]:
+        """`budget` positions of candidates (fewer if there are fewer), best first."""
 
 
 def least_confidence(state: RoundState, *, budget: int, random_state: int) -> list[int]:
@@ -153,8 +154,8 @@ def knn_of_high_loss(state: RoundState, *, budget: int, random_state: int) -> li
 
     The `NEIGHBORS_OF_LOSS` nearest of each labeled row, by cosine, in the order of its cross-validated log-loss: first
     the nearest of each, then the second nearest. As many labeled rows are asked as the budget needs. A row that was
-    never held out, the only one of its class, counts with the loss of a head that knows nothing. Without cross-validation
-    `margin` stands in. A common strategy of data curation tools: what is wrong here is wrong next to it too.
+    never held out, the only one of its class, counts with the loss of a head that knows nothing. Without
+    cross-validation `margin` stands in. A strategy of data curation tools: what is wrong here is wrong beside it, too.
     """
     if state.out_of_fold is None or not len(state.labeled) or not len(state.candidates):
         return margin(state, budget=budget, random_state=random_state)

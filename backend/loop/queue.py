@@ -26,10 +26,10 @@ def build_window(
 ) -> list[tuple[int, float]]:
     """Up to `size` (task id, queue score), strictly ascending in score, the first to be labeled first.
 
-    The seed batch comes first, in rank order; then the `ranked` tasks in the order of the strategy that chose them; then
-    the rest of the pool by queue score; tasks that somebody skipped only when nothing else is left. `queue_scores` maps
-    pool tasks, the ranked ones among them, to 0..1, 0 = label first; it is empty before the first model. A task whose
-    score would break the order gets the least that keeps it.
+    The seed batch comes first, in rank order; then the `ranked` tasks in the order of the strategy that chose them;
+    then the rest of the pool by queue score; tasks that somebody skipped only when nothing else is left. `queue_scores`
+    maps pool tasks, the ranked ones among them, to 0..1, 0 = label first; it is empty before the first model. A task
+    whose score would break the order gets the least that keeps it.
     """
     placed = {*waiting_seed, *ranked}
     rest = sorted(

@@ -41,8 +41,8 @@ def select_seed(
 ) -> Seed:
     """Up to `budget` task ids of `pool` that cover it best, away from what is `labeled` already.
 
-    Both must have an embedding in `table`. `strategy` is a name of FIRST_BATCH_STRATEGIES; those that Lightly has run on
-    its engine, see `backend.adapters.lightly`. `n_classes` is how many classes the labeling config offers.
+    Both must have an embedding in `table`. `strategy` is a name of FIRST_BATCH_STRATEGIES; those that Lightly has run
+    on its engine, see `backend.adapters.lightly`. `n_classes` is how many classes the labeling config offers.
     """
     candidates = np.asarray([*labeled, *pool], dtype=np.int64)
     features = as_features(table.embeddings[table.rows_of(candidates)], pool_centre(table.embeddings))
