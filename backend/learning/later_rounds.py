@@ -2,11 +2,12 @@
 
 All take a `RoundState` and give positions of candidates, best first. `next_batch` is what the service calls: a
 strategy's order, with near-duplicates moved behind and, while classes are still without a label, places kept for
-regions that no label is near.
+candidates far from all labels.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from backend.errors import SelectionError
 from backend.learning import acquisition
-from backend.learning.coreset import row_blocks, select_coreset, typicality
+from backend.learning.coreset import row_blocks, select_coreset
 from backend.learning.features import Features, as_features
 
 Floats = NDArray[np.float64]
@@ -30,13 +31,16 @@ NEIGHBORS_OF_LOSS = 5
 """Neighbours that `knn_of_high_loss` takes of each labeled image of high loss."""
 
 NEAR_DUPLICATE = 0.9
-"""Cosine of two features above which two images count as one."""
+"""Cosine of two features above which two images count as one. With MobileNetV2 and 100 photos each of two data sets,
+the median cosine to the same photo was 0.95 and 0.98 saved again (JPEG, quality 75), 0.94 and 0.95 with 2 % cut off at
+each side, 0.97 and 0.99 a tenth brighter; of 1,485 different photos 1 in 100 has another above 0.81. Cosines of plain
+embeddings tell less: there it is 0.98 and 0.99 saved again, and 0.89 between different photos."""
 
 MAX_BATCH_COMPARED = 2_000
 """First places of a batch that are compared with each other; nobody is shown so many at a time."""
 
 EXPLORED = 2_000
-"""Candidates, drawn at random, among which regions without a label are sought: 0.1 s at D = 1,280."""
+"""Candidates, drawn at random, among which those far from all labels are sought: 0.1 s at D = 1,280."""
 
 MAX_EXPLORING = 0.5
 """Share of the places kept for such regions at most, however many classes are without a label."""
@@ -108,9 +112,7 @@ def coral(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     candidates' mean weight; the strength of the weights is that at which neither side drowns the other, see
     `coreset.select_coreset`. Above `MAX_COMPARED` candidates a random sample of them is looked at.
     """
-    positions = _compared(len(state.candidates), MAX_COMPARED, random_state)
-    utilities = acquisition.margin(state.probabilities[positions])
-    return _spread_out(state, positions, utilities, budget=budget)
+    return _uncertain_and_far(state, _compared(len(state.candidates), MAX_COMPARED, random_state), budget=budget)
 
 
 def badge(state: RoundState, *, budget: int, random_state: int) -> list[int]:
@@ -161,28 +163,21 @@ def knn_of_high_loss(state: RoundState, *, budget: int, random_state: int) -> li
         return margin(state, budget=budget, random_state=random_state)
     given = state.out_of_fold[np.arange(len(state.labeled)), state.targets]
     given = np.where(np.isnan(given), 1 / state.probabilities.shape[1], given)
-    by_loss = np.argsort(given, kind="stable")
-    anchors = state.features_of(state.labeled[by_loss])
-    n_neighbors = min(NEIGHBORS_OF_LOSS, len(state.candidates))
-    cosines = np.empty((len(state.candidates), len(anchors)), dtype=np.float32)
-    for block in row_blocks(len(state.candidates), width=state.embeddings.shape[1]):
-        cosines[block] = state.features_of(state.candidates[block]) @ anchors.T
-    chosen: dict[int, None] = {}
-    taken = np.zeros(len(cosines), dtype=bool)
-    n_anchors = -(-budget // n_neighbors)
-    for first in range(0, len(anchors), n_anchors):
-        group = cosines[:, first : first + n_anchors].copy()
-        for _ in range(n_neighbors):
-            for column in range(group.shape[1]):
-                if taken.all():
-                    return list(chosen)[:budget]
-                nearest = int(np.where(taken, -np.inf, group[:, column]).argmax())
-                taken[nearest] = True
-                chosen[nearest] = None
-        if len(chosen) >= budget:
-            return list(chosen)[:budget]
-    rest = [position for position in margin(state, budget=len(taken), random_state=random_state) if not taken[position]]
-    return [*chosen, *rest][:budget]
+    by_loss = state.labeled[np.argsort(given, kind="stable")]
+    n_wanted = min(budget, len(state.candidates))
+    is_free = np.ones(len(state.candidates), dtype=bool)
+    chosen: list[int] = []
+    n_asked = max(-(-budget // NEIGHBORS_OF_LOSS), 1)
+    for first in range(0, len(by_loss), n_asked):
+        cosines = _cosines(state, by_loss[first : first + n_asked])
+        for _, column in itertools.product(range(NEIGHBORS_OF_LOSS), range(cosines.shape[1])):
+            if len(chosen) == n_wanted:
+                return chosen
+            nearest = int(np.where(is_free, cosines[:, column], -np.inf).argmax())
+            is_free[nearest] = False
+            chosen.append(nearest)
+    rest = margin(state, budget=len(is_free), random_state=random_state)
+    return [*chosen, *(position for position in rest if is_free[position])][:n_wanted]
 
 
 LATER_ROUND_STRATEGIES: Mapping[str, LaterRoundStrategy] = MappingProxyType(
@@ -207,9 +202,9 @@ def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: i
     the others: its label would tell the head almost nothing that the first one's does not.
 
     While some classes of the labeling config have no label, their share of the places (`MAX_EXPLORING` at most) goes to
-    candidates in dense regions far from all labels, since a head cannot be uncertain in favour of a class it has never
-    seen. The places are counted through from label to label, so they come when each label is followed by a new choice,
-    too.
+    the candidates that `coral` would take, uncertain and far from all labels, since a head is never uncertain in favour
+    of a class that it has not seen. The places are counted through from label to label, so that they come when every
+    label is followed by a new choice, too.
     """
     budget = min(budget, len(state.candidates))
     ranking = LATER_ROUND_STRATEGIES[strategy](
@@ -218,7 +213,8 @@ def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: i
     n_unseen = state.n_classes - len(np.unique(state.targets))
     if n_unseen > 0 and budget:
         share = min(n_unseen / state.n_classes, MAX_EXPLORING)
-        explored = _explore(state, budget=min(_SPARE * budget, EXPLORED), random_state=random_state)
+        looked_at = _compared(len(state.candidates), EXPLORED, random_state)
+        explored = _uncertain_and_far(state, looked_at, budget=_SPARE * budget)
         ranking = _interleave(ranking, explored, share=share, n_before=len(state.labeled))
     return _different_first(state, ranking)[:budget]
 
@@ -235,9 +231,19 @@ def _compared(n_candidates: int, limit: int, random_state: int) -> Indices:
     return np.sort(np.random.default_rng(random_state).choice(n_candidates, limit, replace=False))
 
 
-def _spread_out(state: RoundState, positions: Indices, weights: Floats, *, budget: int) -> list[int]:
-    """Of the candidates at these positions those of high weight that are far from the labeled rows and each other."""
+def _cosines(state: RoundState, rows: Indices) -> Features:
+    """Cosines (U, R) of the candidates' features with those of these rows."""
+    others = state.features_of(rows)
+    cosines = np.empty((len(state.candidates), len(rows)), dtype=np.float32)
+    for block in row_blocks(len(state.candidates), width=state.embeddings.shape[1]):
+        cosines[block] = state.features_of(state.candidates[block]) @ others.T
+    return cosines
+
+
+def _uncertain_and_far(state: RoundState, positions: Indices, *, budget: int) -> list[int]:
+    """Of the candidates at these positions those of small margin that are far from the labeled rows and each other."""
     n_labeled = len(state.labeled)
+    weights = acquisition.margin(state.probabilities[positions])
     rows = state.features_of(np.concatenate([state.labeled, state.candidates[positions]]))
     chosen = select_coreset(
         rows,
@@ -247,13 +253,6 @@ def _spread_out(state: RoundState, positions: Indices, weights: Floats, *, budge
         weighting_strength=None,
     )
     return [int(positions[index - n_labeled]) for index in chosen]
-
-
-def _explore(state: RoundState, *, budget: int, random_state: int) -> list[int]:
-    """Positions of candidates in dense regions far from every labeled row, best first."""
-    positions = _compared(len(state.candidates), EXPLORED, random_state)
-    weights = typicality(state.features_of(state.candidates[positions]), random_state=random_state)
-    return _spread_out(state, positions, weights, budget=budget)
 
 
 def _interleave(ranking: Sequence[int], explored: Sequence[int], *, share: float, n_before: int) -> list[int]:

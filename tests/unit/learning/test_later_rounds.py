@@ -1,0 +1,284 @@
+"""Later-round strategies: hand-made rounds, brute force, and what holds for every strategy."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend.config import ACQUISITIONS
+from backend.errors import SelectionError
+from backend.learning import acquisition, later_rounds
+from backend.learning.features import as_features
+from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
+from backend.learning.later_rounds import LATER_ROUND_STRATEGIES, RoundState, badge, coral, knn_of_high_loss, next_batch
+
+every_strategy = pytest.mark.parametrize("name", LATER_ROUND_STRATEGIES)
+
+
+def state(n_candidates: int = 40, n_labeled: int = 9, n_classes: int = 3, seed: int = 0, **changes: Any) -> RoundState:
+    """A round of random images: labeled ones are the first rows, candidates the rest; no class is unseen."""
+    generator = np.random.default_rng(seed)
+    n_rows = n_candidates + n_labeled
+    given: dict[str, Any] = {
+        "embeddings": generator.normal(size=(n_rows, 8)).astype(np.float32),
+        "centre": np.zeros(8, dtype=np.float32),
+        "labeled": np.arange(n_labeled),
+        "targets": np.arange(n_labeled) % n_classes,
+        "candidates": np.arange(n_labeled, n_rows),
+        "probabilities": generator.dirichlet(np.ones(n_classes), size=n_candidates),
+        "out_of_fold": generator.dirichlet(np.ones(n_classes), size=n_labeled),
+        "n_classes": n_classes,
+    }
+    return RoundState(**(given | changes))
+
+
+def run(name: str, given: RoundState, budget: int, random_state: int = 0) -> list[int]:
+    return LATER_ROUND_STRATEGIES[name](given, budget=budget, random_state=random_state)
+
+
+def test_the_settings_offer_exactly_these() -> None:
+    """ACQUISITION's choices: the strategies here, then those of the first batch."""
+    assert ACQUISITIONS[: len(LATER_ROUND_STRATEGIES)] == tuple(LATER_ROUND_STRATEGIES)
+    assert set(ACQUISITIONS) == set(LATER_ROUND_STRATEGIES) | set(FIRST_BATCH_STRATEGIES)
+
+
+@every_strategy
+@pytest.mark.parametrize("budget", [0, 1, 7, 40, 90])
+def test_a_batch_is_of_the_right_size_and_repeatable(name: str, budget: int) -> None:
+    """Different positions of candidates, as many as asked or as there are, and the same again."""
+    given = state(n_classes=3)
+    batch = next_batch(name, given, budget=budget, random_state=3)
+    assert len(set(batch)) == len(batch) == min(budget, 40)
+    assert set(batch) <= set(range(40))
+    assert batch == next_batch(name, given, budget=budget, random_state=3)
+
+
+@every_strategy
+def test_one_candidate_or_none(name: str) -> None:
+    """The last image of a pool, and an empty pool."""
+    assert next_batch(name, state(n_candidates=1), budget=5, random_state=0) == [0]
+    assert next_batch(name, state(n_candidates=0), budget=5, random_state=0) == []
+
+
+@every_strategy
+def test_copies_go_behind_the_others(name: str) -> None:
+    """Ten candidates, each three times: the first ten of the batch are ten different images, and none is lost."""
+    one = state(n_candidates=10)
+    candidates = np.tile(one.candidates, 3)
+    tripled = state(n_candidates=10, candidates=candidates, probabilities=np.tile(one.probabilities, (3, 1)))
+    batch = next_batch(name, tripled, budget=30, random_state=0)
+    assert len({position % 10 for position in batch[:10]}) == 10
+    assert sorted(batch) == list(range(30))
+
+
+def test_what_is_nearly_the_same_is_a_matter_of_the_angle() -> None:
+    """Cosines of 0.95 and 0.85 to the most uncertain candidate: only the first goes behind."""
+    angles = np.arccos([1.0, 0.95, 0.85, -1.0])
+    embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    embeddings[2, 1] *= -1  # on the other side, so that it is near to nothing else
+    given = RoundState(
+        embeddings=np.vstack([embeddings, [[0.0, 1.0], [0.0, -1.0]]]),
+        centre=np.zeros(2, dtype=np.float32),
+        labeled=np.array([4, 5]),
+        targets=np.array([0, 1]),
+        candidates=np.arange(4),
+        probabilities=np.array([[0.50, 0.50], [0.45, 0.55], [0.40, 0.60], [0.35, 0.65]]),
+        n_classes=2,
+    )
+    assert next_batch("margin", given, budget=4, random_state=0) == [0, 2, 3, 1]
+    assert next_batch("margin", given, budget=2, random_state=0) == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["margin", "least_confidence", "entropy"])
+def test_uncertainty_sampling_is_the_order_of_the_utilities(name: str) -> None:
+    """Highest utility first; equal ones in the order of the candidates."""
+    given = state()
+    utilities = acquisition.ACQUISITION_FUNCTIONS[name](given.probabilities)
+    assert run(name, given, 40) == sorted(range(40), key=lambda position: (-utilities[position], position))
+    equal = state(probabilities=np.full((40, 3), 1 / 3))
+    assert run(name, equal, 3) == [0, 1, 2]
+
+
+# -- classes without a label ------------------------------------------------------------------------------------------
+
+
+def two_places(**changes: Any) -> RoundState:
+    """Labeled images at east and north; uncertain candidates between them, and sure ones at west where no label is."""
+    towards = np.radians([0, 90, *np.linspace(35, 55, 8), *np.linspace(170, 190, 4)])
+    given: dict[str, Any] = {
+        "embeddings": np.stack([np.cos(towards), np.sin(towards)], axis=1),
+        "centre": np.zeros(2, dtype=np.float32),
+        "labeled": np.array([0, 1]),
+        "targets": np.array([0, 1]),
+        "candidates": np.arange(2, 14),
+        "probabilities": np.array([[0.5, 0.5]] * 8 + [[0.2, 0.8]] * 4),
+        "n_classes": 2,
+    }
+    return RoundState(**(given | changes))
+
+
+def test_a_class_without_label_gets_its_chance() -> None:
+    """Of four classes two are unseen: every second place is a candidate far from the labels, which margin puts last."""
+    assert min(later_rounds.margin(two_places(), budget=8, random_state=0)) == 0
+    assert set(later_rounds.margin(two_places(), budget=8, random_state=0)) == set(range(8))
+    batch = next_batch("margin", two_places(n_classes=4), budget=2, random_state=0)
+    assert len([position for position in batch if position >= 8]) == 1
+    assert all(position < 8 for position in next_batch("margin", two_places(), budget=1, random_state=0))
+
+
+def test_the_share_is_counted_from_label_to_label() -> None:
+    """One of three classes unseen, one label asked for at a time: a third of the places, whatever the batches."""
+    one_by_one = [
+        later_rounds._interleave(list(range(9)), [90, 91, 92], share=1 / 3, n_before=n_labeled)[0] >= 90
+        for n_labeled in range(30)
+    ]
+    assert sum(one_by_one) == 10
+    mixed = later_rounds._interleave(list(range(9)), [90, 91, 92, 3], share=1 / 3, n_before=0)
+    assert mixed[:6] == [0, 1, 90, 2, 3, 91]
+    assert sorted(mixed) == [*range(9), 90, 91, 92]
+
+
+def test_no_class_without_label_no_exploring() -> None:
+    """All offered classes have a label: the batch is the strategy's own."""
+    given = two_places(embeddings=np.random.default_rng(0).normal(size=(14, 2)))
+    plain = later_rounds._different_first(given, later_rounds.margin(given, budget=12, random_state=0))
+    assert next_batch("margin", given, budget=12, random_state=0) == plain
+
+
+# -- CORAL ------------------------------------------------------------------------------------------------------------
+
+
+def test_coral_mixes_uncertainty_and_diversity() -> None:
+    """One place is crowded with the most uncertain images, others are far and almost as uncertain.
+
+    The ten most uncertain are all of the crowd, the ten most diverse hold sure images; CORAL's first ten hold fewer of
+    the crowd than the former and fewer sure images than the latter, with few labels and with a hundred.
+    """
+    generator = np.random.default_rng(0)
+    for n_labeled in (4, 100):
+        crowd = 4 * np.eye(8)[0] + 0.3 * generator.normal(size=(20, 8))
+        others = generator.normal(size=(60, 8))
+        margins = np.concatenate([np.full(20, 0.98), np.repeat([0.9, 0.1], 30)])  # crowd, uncertain, sure
+        given = RoundState(
+            embeddings=np.vstack([generator.normal(size=(n_labeled, 8)), crowd, others]),
+            centre=np.zeros(8, dtype=np.float32),
+            labeled=np.arange(n_labeled),
+            targets=np.arange(n_labeled) % 2,
+            candidates=np.arange(n_labeled, n_labeled + 80),
+            probabilities=np.stack([1 - margins / 2, margins / 2], axis=1),
+            n_classes=2,
+        )
+        chosen = np.array(coral(given, budget=10, random_state=0))
+        assert np.sum(chosen < 20) < 8, n_labeled
+        assert np.sum(chosen >= 50) < 3, n_labeled
+
+
+# -- BADGE ------------------------------------------------------------------------------------------------------------
+
+
+def gradients(given: RoundState) -> np.ndarray:
+    """(U, C·D): the gradients that `badge` never builds."""
+    errors = given.probabilities - np.eye(given.probabilities.shape[1])[given.probabilities.argmax(axis=1)]
+    features = as_features(given.embeddings[given.candidates], given.centre)
+    return np.einsum("nc,nd->ncd", errors, features).reshape(len(errors), -1)
+
+
+def test_badge_draws_like_k_means_plus_plus_on_the_gradients() -> None:
+    """The longest gradient is first; the second is drawn in proportion to the squared distance to it (5,000 draws)."""
+    given = state(n_candidates=5)
+    longest = int(np.linalg.norm(gradients(given), axis=1).argmax())
+    squared = ((gradients(given) - gradients(given)[longest]) ** 2).sum(axis=1)
+    draws = [badge(given, budget=2, random_state=seed) for seed in range(5_000)]
+    assert {first for first, _ in draws} == {longest}
+    shares = np.bincount([second for _, second in draws], minlength=5) / len(draws)
+    np.testing.assert_allclose(shares, squared / squared.sum(), atol=0.025)  # 3.5 standard errors of a half
+
+
+def test_badge_draws_a_copy_only_when_nothing_else_is_left() -> None:
+    """Three different candidates, four times each: the first three drawn differ."""
+    one = state(n_candidates=3)
+    given = state(
+        n_candidates=3, candidates=np.tile(one.candidates, 4), probabilities=np.tile(one.probabilities, (4, 1))
+    )
+    for seed in range(20):
+        drawn = badge(given, budget=12, random_state=seed)
+        assert sorted(position % 3 for position in drawn[:3]) == [0, 1, 2]
+        assert sorted(drawn) == list(range(12))
+
+
+def test_sure_predictions_have_no_gradient() -> None:
+    """All one-hot: no draw is possible, and the candidates come in order."""
+    given = state(n_candidates=4, probabilities=np.eye(3)[[0, 1, 2, 0]])
+    assert badge(given, budget=3, random_state=0) == [0, 1, 2]
+
+
+# -- neighbours of high loss ------------------------------------------------------------------------------------------
+
+
+def on_a_circle(out_of_fold: np.ndarray | None) -> RoundState:
+    """Labeled images at 0, 90 and 180 degrees; ten candidates beside each of them, nearer and nearer the higher."""
+    towards = np.radians([0, 90, 180, *(place + 11 - nth for place in (0, 90, 180) for nth in range(1, 11))])
+    return RoundState(
+        embeddings=np.stack([np.cos(towards), np.sin(towards)], axis=1),
+        centre=np.zeros(2, dtype=np.float32),
+        labeled=np.arange(3),
+        targets=np.array([0, 1, 0]),
+        candidates=np.arange(3, 33),
+        probabilities=np.tile([0.9, 0.1], (30, 1)),
+        out_of_fold=out_of_fold,
+        n_classes=2,
+    )
+
+
+def test_neighbors_of_what_was_predicted_worst_come_first() -> None:
+    """The image at 90 degrees is class 1 and was given 0.05, that at 180 degrees 0.3: five neighbours of each in turn.
+
+    The candidates beside 90 degrees are positions 10 to 19, the nearest of them 19.
+    """
+    given = on_a_circle(np.array([[0.9, 0.1], [0.95, 0.05], [0.3, 0.7]]))
+    assert knn_of_high_loss(given, budget=5, random_state=0) == [19, 18, 17, 16, 15]
+    assert knn_of_high_loss(given, budget=6, random_state=0) == [19, 29, 18, 28, 17, 27]
+    assert sorted(knn_of_high_loss(given, budget=30, random_state=0)) == list(range(30))
+
+
+def test_a_row_never_held_out_counts_like_knowing_nothing() -> None:
+    """NaN is taken for 1/2: worse than 0.6, better than 0.4."""
+    nothing = [np.nan, np.nan]
+    given = on_a_circle(np.array([[0.6, 0.4], nothing, [0.4, 0.6]]))
+    assert [position // 10 for position in knn_of_high_loss(given, budget=6, random_state=0)][:2] == [2, 1]
+
+
+def test_without_cross_validation_the_margin_stands_in() -> None:
+    """Nothing is known of any loss."""
+    given = state(out_of_fold=None)
+    assert run("knn_of_high_loss", given, 9) == run("margin", given, 9)
+
+
+# -- large pools and bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["coral", "badge"])
+def test_large_pools_are_sampled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many candidates are compared, drawn by the seed; the positions are still those of all candidates."""
+    monkeypatch.setattr(later_rounds, "MAX_COMPARED", 10)
+    batches = [run(name, state(n_candidates=200), 10, random_state=seed) for seed in (0, 0, 1)]
+    assert batches[0] == batches[1] != batches[2]
+    assert max(itertools.chain(*batches)) > 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"probabilities": np.ones((3, 3))}, r"shape \(3, 3\); expected one row for each of 40 candidates"),
+        ({"probabilities": np.ones(40)}, r"shape \(40,\)"),
+        ({"targets": np.zeros(2, dtype=int)}, "got 2 targets of 9 labeled rows"),
+        ({"out_of_fold": np.ones((9, 2))}, r"shape \(9, 2\); expected \(9, 3\)"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    """What numpy would broadcast, or fail on later, is an error at once."""
+    with pytest.raises(SelectionError, match=sentence):
+        state(**changes)
