@@ -44,10 +44,11 @@ def select_seed(
     Both must have an embedding in `table`. `strategy` is a name of FIRST_BATCH_STRATEGIES; those that Lightly has run
     on its engine, see `backend.adapters.lightly`. `n_classes` is how many classes the labeling config offers.
     """
-    candidates = np.asarray([*labeled, *pool], dtype=np.int64)
+    # In one order whatever is labeled already: k-means, for one, starts from rows drawn by their number.
+    candidates = np.sort(np.asarray([*labeled, *pool], dtype=np.int64))
     features = as_features(table.embeddings[table.rows_of(candidates)], pool_centre(table.embeddings))
     budget = min(budget, len(pool))
-    preselected = range(len(labeled))
+    preselected = np.searchsorted(candidates, np.sort(np.asarray(labeled, dtype=np.int64))).tolist()
     if strategy in LIGHTLY_STRATEGIES:
         selection = select_first_batch(
             features, budget=budget, preselected=preselected, strategy=strategy, random_state=random_state
