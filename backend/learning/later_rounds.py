@@ -45,7 +45,9 @@ EXPLORED = 2_000
 MAX_EXPLORING = 0.5
 """Share of the places kept for such regions at most, however many classes are without a label."""
 
-_SPARE = 2  # a strategy is asked for so many times the budget, so that a near-duplicate has something to go behind
+_SPARE = (
+    2  # a strategy is first asked for so many times the budget, so that copies have others to go behind
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,16 +209,28 @@ def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: i
     label is followed by a new choice, too.
     """
     budget = min(budget, len(state.candidates))
-    ranking = LATER_ROUND_STRATEGIES[strategy](
-        state, budget=min(_SPARE * budget, len(state.candidates)), random_state=random_state
-    )
+    n_ranked = min(_SPARE * budget, len(state.candidates))
+    while True:
+        ranking = LATER_ROUND_STRATEGIES[strategy](state, budget=n_ranked, random_state=random_state)
+        ranking = _with_unseen_classes(state, ranking, random_state=random_state)
+        different, alike = _near_duplicates_apart(state, ranking[:MAX_BATCH_COMPARED])
+        if len(different) >= budget or n_ranked >= min(len(state.candidates), MAX_BATCH_COMPARED):
+            return [*different, *alike, *ranking[MAX_BATCH_COMPARED:]][:budget]
+        n_ranked = min(2 * n_ranked, len(state.candidates))  # so many copies that more must be looked at
+
+
+def _with_unseen_classes(state: RoundState, ranking: list[int], *, random_state: int) -> list[int]:
+    """The ranking with places given to candidates far from all labels while some classes have no label."""
     n_unseen = state.n_classes - len(np.unique(state.targets))
-    if n_unseen > 0 and budget:
-        share = min(n_unseen / state.n_classes, MAX_EXPLORING)
-        looked_at = _compared(len(state.candidates), EXPLORED, random_state)
-        explored = _uncertain_and_far(state, looked_at, budget=_SPARE * budget)
-        ranking = _interleave(ranking, explored, share=share, n_before=len(state.labeled))
-    return _different_first(state, ranking)[:budget]
+    if n_unseen <= 0 or not ranking:
+        return ranking
+    looked_at = _compared(len(state.candidates), EXPLORED, random_state)
+    return _interleave(
+        ranking,
+        _uncertain_and_far(state, looked_at, budget=len(ranking)),
+        share=min(n_unseen / state.n_classes, MAX_EXPLORING),
+        n_before=len(state.labeled),
+    )
 
 
 def _highest(utilities: Floats, budget: int) -> list[int]:
@@ -267,15 +281,14 @@ def _interleave(ranking: Sequence[int], explored: Sequence[int], *, share: float
     return [*mixed, *(position for position in ranking if position not in mixed)]
 
 
-def _different_first(state: RoundState, ranking: Sequence[int]) -> list[int]:
-    """The ranking with every candidate behind that is nearly the same image as one before it."""
+def _near_duplicates_apart(state: RoundState, ranking: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The ranking without candidates that are nearly the same image as one before them, and those, in its order."""
     if not ranking:
-        return []
-    compared = ranking[:MAX_BATCH_COMPARED]
-    features = state.features_of(state.candidates[np.asarray(compared)])
-    alike = features @ features.T > NEAR_DUPLICATE
-    first: list[int] = []
-    behind: list[int] = []
-    for rank in range(len(compared)):
-        (behind if alike[rank, first].any() else first).append(rank)
-    return [*(ranking[rank] for rank in [*first, *behind]), *ranking[MAX_BATCH_COMPARED:]]
+        return [], []
+    features = state.features_of(state.candidates[np.asarray(ranking)])
+    is_alike = features @ features.T > NEAR_DUPLICATE
+    different: list[int] = []  # places in the ranking
+    alike: list[int] = []
+    for place in range(len(ranking)):
+        (alike if is_alike[place, different].any() else different).append(place)
+    return [ranking[place] for place in different], [ranking[place] for place in alike]

@@ -74,6 +74,22 @@ def test_copies_go_behind_the_others(name: str) -> None:
     assert sorted(batch) == list(range(30))
 
 
+def test_a_film_of_one_uncertain_scene_does_not_fill_the_batch() -> None:
+    """Of 60 candidates the 50 most uncertain show the same: one of them, then nine others, then the rest of them."""
+    generator = np.random.default_rng(0)
+    given = RoundState(
+        embeddings=np.vstack([np.tile(generator.normal(size=8), (50, 1)), generator.normal(size=(20, 8))]),
+        centre=np.zeros(8, dtype=np.float32),
+        labeled=np.arange(60, 70),
+        targets=np.arange(10) % 2,
+        candidates=np.arange(60),
+        probabilities=np.repeat([[0.5, 0.5], [0.1, 0.9]], [50, 10], axis=0),
+        n_classes=2,
+    )
+    assert next_batch("margin", given, budget=10, random_state=0) == [0, *range(50, 59)]
+    assert next_batch("margin", given, budget=13, random_state=0) == [0, *range(50, 60), 1, 2]
+
+
 def test_what_is_nearly_the_same_is_a_matter_of_the_angle() -> None:
     """Cosines of 0.95 and 0.85 to the most uncertain candidate: only the first goes behind."""
     angles = np.arccos([1.0, 0.95, 0.85, -1.0])
@@ -144,8 +160,9 @@ def test_the_share_is_counted_from_label_to_label() -> None:
 def test_no_class_without_label_no_exploring() -> None:
     """All offered classes have a label: the batch is the strategy's own."""
     given = two_places(embeddings=np.random.default_rng(0).normal(size=(14, 2)))
-    plain = later_rounds._different_first(given, later_rounds.margin(given, budget=12, random_state=0))
-    assert next_batch("margin", given, budget=12, random_state=0) == plain
+    plain = later_rounds.margin(given, budget=12, random_state=0)
+    different, alike = later_rounds._near_duplicates_apart(given, plain)
+    assert next_batch("margin", given, budget=12, random_state=0) == [*different, *alike]
 
 
 # -- CORAL ------------------------------------------------------------------------------------------------------------
