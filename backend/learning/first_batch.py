@@ -40,6 +40,9 @@ N_NEIGHBORS = 20
 SMALL_CLUSTER = 5
 """Clusters of fewer rows come after all others: as in TypiClust's code, they are taken for outliers."""
 
+CLUSTER_ROWS = 1_000
+"""Of a larger cluster TypiClust compares a sample of so many rows with each other, and takes the rest after them."""
+
 PURITY = 0.95
 """Share of ProbCover's balls that hold one pseudo-label only, as in its paper."""
 
@@ -127,7 +130,7 @@ def typiclust(
         small, n_before, negative_size, cluster = heapq.heappop(queue)
         if cluster not in waiting:
             members = np.flatnonzero(clusters == cluster)
-            by_typicality = members[_least_typical_first(rows[members], random_state=random_state)]
+            by_typicality = _least_typical_first(rows, members, random_state=random_state)
             waiting[cluster] = by_typicality[is_free[by_typicality]].tolist()
         if waiting[cluster]:  # a cluster whose rows are all chosen does not come back
             chosen.append(waiting[cluster].pop())
@@ -208,12 +211,14 @@ def _sample_with(kept: Sequence[int], n_rows: int, size: int, *, random_state: i
     return np.sort(np.concatenate([np.asarray(kept, dtype=np.intp), others]))
 
 
-def _least_typical_first(members: Rows, *, random_state: int) -> Indices:
-    """Order (M,) of a cluster's rows (M, D) by mean distance to their neighbours in it, the smallest last."""
-    distances = neighbor_distances(members, N_NEIGHBORS, random_state=random_state)
-    if distances.size == 0:
-        return np.arange(len(members))
-    return np.argsort(-distances.mean(axis=1), kind="stable")
+def _least_typical_first(rows: Rows, members: Indices, *, random_state: int) -> Indices:
+    """The members of a cluster (M,), by mean distance to their neighbours in it, the smallest last."""
+    places = _sample_with((), len(members), CLUSTER_ROWS, random_state=random_state)
+    compared, rest = members[places], np.delete(members, places)
+    distances = neighbor_distances(rows[compared], N_NEIGHBORS, random_state=random_state)
+    if distances.size:
+        compared = compared[np.argsort(-distances.mean(axis=1), kind="stable")]
+    return np.concatenate([rest, compared])
 
 
 def _pure_radius(rows: Rows, pseudo_labels: Indices) -> float:

@@ -1,8 +1,10 @@
 """Later-round strategies: which images to label next, once there is a head to ask, one function each.
 
 All take a `RoundState` and give positions of candidates, best first. `next_batch` is what the service calls: a
-strategy's order, with near-duplicates moved behind and, while classes are still without a label, places kept for
-candidates far from all labels.
+strategy's order, with near-duplicates moved behind.
+
+In all that ask the head for its doubts a candidate counts more the rarer the labels of the classes it may belong to,
+see `expected_rarity`.
 """
 
 from __future__ import annotations
@@ -39,15 +41,7 @@ embeddings tell less: there it is 0.98 and 0.99 saved again, and 0.89 between di
 MAX_BATCH_COMPARED = 2_000
 """First places of a batch that are compared with each other; nobody is shown so many at a time."""
 
-EXPLORED = 2_000
-"""Candidates, drawn at random, among which those far from all labels are sought: 0.1 s at D = 1,280."""
-
-MAX_EXPLORING = 0.5
-"""Share of the places kept for such regions at most, however many classes are without a label."""
-
-_SPARE = (
-    2  # a strategy is first asked for so many times the budget, so that copies have others to go behind
-)
+_SPARE = 2  # a strategy is first asked for so many times the budget, so that copies have others to go behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +58,6 @@ class RoundState:
     candidates: Indices  # (U,), rows of embeddings that may be chosen
     probabilities: Floats  # (U, C), the head's, of the candidates
     out_of_fold: Floats | None = None  # (M, C), cross-validated, of the labeled rows; NaN where never held out
-    n_classes: int = 0  # classes the labeling config offers; C of them at least have a label
 
     def __post_init__(self) -> None:
         if self.probabilities.ndim != 2 or len(self.probabilities) != len(self.candidates):
@@ -94,17 +87,17 @@ class LaterRoundStrategy(Protocol):
 
 def least_confidence(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Candidates whose likeliest class is least likely; Lewis & Gale 1994, https://arxiv.org/abs/cmp-lg/9407020."""
-    return _highest(acquisition.least_confidence(state.probabilities), budget)
+    return _highest(acquisition.least_confidence(state.probabilities) * expected_rarity(state), budget)
 
 
 def margin(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Candidates whose two likeliest classes are closest; Scheffer et al. 2001, doi:10.1007/3-540-44816-0_31."""
-    return _highest(acquisition.margin(state.probabilities), budget)
+    return _highest(acquisition.margin(state.probabilities) * expected_rarity(state), budget)
 
 
 def entropy(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Candidates whose probability is spread most; Settles 2009, see `learning.acquisition`."""
-    return _highest(acquisition.entropy(state.probabilities), budget)
+    return _highest(acquisition.entropy(state.probabilities) * expected_rarity(state), budget)
 
 
 def coral(state: RoundState, *, budget: int, random_state: int) -> list[int]:
@@ -114,7 +107,18 @@ def coral(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     candidates' mean weight; the strength of the weights is that at which neither side drowns the other, see
     `coreset.select_coreset`. Above `MAX_COMPARED` candidates a random sample of them is looked at.
     """
-    return _uncertain_and_far(state, _compared(len(state.candidates), MAX_COMPARED, random_state), budget=budget)
+    positions = _compared(len(state.candidates), MAX_COMPARED, random_state)
+    n_labeled = len(state.labeled)
+    weights = (acquisition.margin(state.probabilities) * expected_rarity(state))[positions]
+    rows = state.features_of(np.concatenate([state.labeled, state.candidates[positions]]))
+    chosen = select_coreset(
+        rows,
+        budget=min(budget, len(positions)),
+        preselected=range(n_labeled),
+        typicality_weights=np.concatenate([np.full(n_labeled, weights.mean() if len(weights) else 0.0), weights]),
+        weighting_strength=None,
+    )
+    return [int(positions[index - n_labeled]) for index in chosen]
 
 
 def badge(state: RoundState, *, budget: int, random_state: int) -> list[int]:
@@ -123,13 +127,15 @@ def badge(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     BADGE, Ash et al. 2020, https://arxiv.org/abs/1906.03671: the gradient of the cross-entropy in the head's weights is
     (probabilities - one-hot guess) ⊗ features; the longest is first, then k-means++ draws, seeded by `random_state`,
     each with probability proportional to the squared distance to the nearest drawn. The (C·D)-dimensional gradients
-    are never built: the inner product of two is that of their first factors times that of their second. Above
-    `MAX_COMPARED` candidates a random sample of them is looked at.
+    are never built: the inner product of two is that of their first factors times that of their second. They are
+    multiplied by `expected_rarity`, as a loss with class weights would multiply them. Above `MAX_COMPARED` candidates
+    a random sample of them is looked at.
     """
     generator = np.random.default_rng(random_state)
     positions = _compared(len(state.candidates), MAX_COMPARED, random_state)
     errors = np.array(state.probabilities[positions])  # (n, C)
     errors[np.arange(len(errors)), errors.argmax(axis=1)] -= 1
+    errors *= expected_rarity(state)[positions, None]
     features = state.features_of(state.candidates[positions])  # (n, D)
     lengths = np.sum(errors**2, axis=1) * np.einsum("nd,nd->n", features, features)  # squared, of the gradients
     nearest = np.full(len(positions), np.inf)
@@ -198,39 +204,34 @@ LATER_ROUND_STRATEGIES: Mapping[str, LaterRoundStrategy] = MappingProxyType(
 def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Positions of `budget` candidates (fewer if there are fewer), the first to be labeled first.
 
-    `strategy` is a name of LATER_ROUND_STRATEGIES. Two things are the same for all of them:
-
-    A candidate that is nearly the same image as one already in the batch (cosine above `NEAR_DUPLICATE`) goes behind
-    the others: its label would tell the head almost nothing that the first one's does not.
-
-    While some classes of the labeling config have no label, their share of the places (`MAX_EXPLORING` at most) goes to
-    the candidates that `coral` would take, uncertain and far from all labels, since a head is never uncertain in favour
-    of a class that it has not seen. The places are counted through from label to label, so that they come when every
-    label is followed by a new choice, too.
+    `strategy` is a name of LATER_ROUND_STRATEGIES. A candidate that is nearly the same image as one already in the
+    batch (cosine above `NEAR_DUPLICATE`) goes behind the others: its label would tell the head almost nothing that the
+    first one's does not.
     """
     budget = min(budget, len(state.candidates))
     n_ranked = min(_SPARE * budget, len(state.candidates))
     while True:
         ranking = LATER_ROUND_STRATEGIES[strategy](state, budget=n_ranked, random_state=random_state)
-        ranking = _with_unseen_classes(state, ranking, random_state=random_state)
         different, alike = _near_duplicates_apart(state, ranking[:MAX_BATCH_COMPARED])
         if len(different) >= budget or n_ranked >= min(len(state.candidates), MAX_BATCH_COMPARED):
             return [*different, *alike, *ranking[MAX_BATCH_COMPARED:]][:budget]
         n_ranked = min(2 * n_ranked, len(state.candidates))  # so many copies that more must be looked at
 
 
-def _with_unseen_classes(state: RoundState, ranking: list[int], *, random_state: int) -> list[int]:
-    """The ranking with places given to candidates far from all labels while some classes have no label."""
-    n_unseen = state.n_classes - len(np.unique(state.targets))
-    if n_unseen <= 0 or not ranking:
-        return ranking
-    looked_at = _compared(len(state.candidates), EXPLORED, random_state)
-    return _interleave(
-        ranking,
-        _uncertain_and_far(state, looked_at, budget=len(ranking)),
-        share=min(n_unseen / state.n_classes, MAX_EXPLORING),
-        n_before=len(state.labeled),
-    )
+def expected_rarity(state: RoundState) -> Floats:
+    """What the candidates' utilities (U,) are multiplied by: `Σ p_c · √(n̄ / n_c)`, about 1 while classes are even.
+
+    n_c is the number of labels of class c and n̄ their mean. In a pool where classes are uneven, uncertainty alone asks
+    on and on about the frequent ones, which have most of the doubtful images. Measured with margin on five pools of
+    clothing photos, 10 classes of 120 down to 5 images: mean accuracy over the classes 0.50, 0.55 and 0.61 at 45, 60
+    and 90 labels with it, 0.47, 0.49 and 0.54 without; on the full, even sets it changes nothing beyond the spread.
+    (Places kept for images far from all labels, for the sake of classes not yet seen, found those no sooner, and cost
+    two points in the same pools.)
+    """
+    counts = np.bincount(state.targets, minlength=state.probabilities.shape[1])
+    rarity: Floats = np.sqrt(max(counts.mean(), 1) / np.maximum(counts, 1))  # (C,)
+    expected: Floats = state.probabilities @ rarity
+    return expected
 
 
 def _highest(utilities: Floats, budget: int) -> list[int]:
@@ -252,33 +253,6 @@ def _cosines(state: RoundState, rows: Indices) -> Features:
     for block in row_blocks(len(state.candidates), width=state.embeddings.shape[1]):
         cosines[block] = state.features_of(state.candidates[block]) @ others.T
     return cosines
-
-
-def _uncertain_and_far(state: RoundState, positions: Indices, *, budget: int) -> list[int]:
-    """Of the candidates at these positions those of small margin that are far from the labeled rows and each other."""
-    n_labeled = len(state.labeled)
-    weights = acquisition.margin(state.probabilities[positions])
-    rows = state.features_of(np.concatenate([state.labeled, state.candidates[positions]]))
-    chosen = select_coreset(
-        rows,
-        budget=min(budget, len(positions)),
-        preselected=range(n_labeled),
-        typicality_weights=np.concatenate([np.full(n_labeled, weights.mean() if len(weights) else 0.0), weights]),
-        weighting_strength=None,
-    )
-    return [int(positions[index - n_labeled]) for index in chosen]
-
-
-def _interleave(ranking: Sequence[int], explored: Sequence[int], *, share: float, n_before: int) -> list[int]:
-    """Both in one order, each position once: a `share` of the places, counted from label `n_before` on, is explored."""
-    mixed: dict[int, None] = {}
-    sources = (iter(ranking), iter(explored))
-    for place in range(n_before, n_before + len(ranking)):
-        exploring = int((place + 1) * share) > int(place * share)
-        following = next((position for position in sources[exploring] if position not in mixed), None)
-        if following is not None:
-            mixed[following] = None
-    return [*mixed, *(position for position in ranking if position not in mixed)]
 
 
 def _near_duplicates_apart(state: RoundState, ranking: Sequence[int]) -> tuple[list[int], list[int]]:

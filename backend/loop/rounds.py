@@ -77,7 +77,7 @@ def plan_round(
             free = waiting.difference(waiting_seed)
             rows = [row for row, task_id in enumerate(pool) if task_id in free]
             ranked = _rank(
-                table, labels, settings, n_classes, labeled, [pool[row] for row in rows], fitted,
+                table, labels, settings, labeled, [pool[row] for row in rows], fitted,
                 np.asarray(scores.probabilities)[rows], budget=settings.window_size - len(waiting_seed),
             )  # fmt: skip
         window = build_window(
@@ -142,7 +142,6 @@ def _rank(
     table: EmbeddingTable,
     labels: TrainingLabels,
     settings: Settings,
-    n_classes: int,
     labeled: Sequence[int],
     candidates: Sequence[int],
     fitted: FitResult,
@@ -160,7 +159,6 @@ def _rank(
         candidates=table.rows_of(candidates),
         probabilities=probabilities,
         out_of_fold=fitted.evaluation.probabilities if fitted.evaluation else None,
-        n_classes=n_classes,
     )
     chosen = next_batch(settings.acquisition, state, budget=max(budget, 0), random_state=settings.random_state)
     return [candidates[position] for position in chosen]

@@ -118,6 +118,16 @@ def test_typiclust_goes_round_when_every_cluster_is_covered(monkeypatch: pytest.
     assert [int(index >= 12) for index in chosen] == [0, 1, 0, 1, 0, 1]
 
 
+def test_typiclust_compares_a_sample_of_a_large_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60 rows 20 are compared: the row chosen is still in the inner half, and every row can be chosen."""
+    monkeypatch.setattr(first_batch, "CLUSTER_ROWS", 20)
+    points = clusters(60)
+    (chosen,) = typiclust(points, budget=1, n_classes=2, random_state=0)
+    from_centre = np.linalg.norm(points - points.mean(axis=0), axis=1)
+    assert from_centre[chosen] < np.median(from_centre)
+    assert sorted(typiclust(points, budget=60, n_classes=2, random_state=0)) == list(range(60))
+
+
 def test_k_means_finds_the_clusters_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mini-batches on a sample still assign every row, and rows of one cluster to one."""
     monkeypatch.setattr(first_batch, "KMEANS_ROWS", 40)

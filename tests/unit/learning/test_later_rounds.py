@@ -13,7 +13,15 @@ from backend.errors import SelectionError
 from backend.learning import acquisition, later_rounds
 from backend.learning.features import as_features
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
-from backend.learning.later_rounds import LATER_ROUND_STRATEGIES, RoundState, badge, coral, knn_of_high_loss, next_batch
+from backend.learning.later_rounds import (
+    LATER_ROUND_STRATEGIES,
+    RoundState,
+    badge,
+    coral,
+    expected_rarity,
+    knn_of_high_loss,
+    next_batch,
+)
 
 every_strategy = pytest.mark.parametrize("name", LATER_ROUND_STRATEGIES)
 
@@ -30,7 +38,6 @@ def state(n_candidates: int = 40, n_labeled: int = 9, n_classes: int = 3, seed: 
         "candidates": np.arange(n_labeled, n_rows),
         "probabilities": generator.dirichlet(np.ones(n_classes), size=n_candidates),
         "out_of_fold": generator.dirichlet(np.ones(n_classes), size=n_labeled),
-        "n_classes": n_classes,
     }
     return RoundState(**(given | changes))
 
@@ -84,7 +91,6 @@ def test_a_film_of_one_uncertain_scene_does_not_fill_the_batch() -> None:
         targets=np.arange(10) % 2,
         candidates=np.arange(60),
         probabilities=np.repeat([[0.5, 0.5], [0.1, 0.9]], [50, 10], axis=0),
-        n_classes=2,
     )
     assert next_batch("margin", given, budget=10, random_state=0) == [0, *range(50, 59)]
     assert next_batch("margin", given, budget=13, random_state=0) == [0, *range(50, 60), 1, 2]
@@ -102,7 +108,6 @@ def test_what_is_nearly_the_same_is_a_matter_of_the_angle() -> None:
         targets=np.array([0, 1]),
         candidates=np.arange(4),
         probabilities=np.array([[0.50, 0.50], [0.45, 0.55], [0.40, 0.60], [0.35, 0.65]]),
-        n_classes=2,
     )
     assert next_batch("margin", given, budget=4, random_state=0) == [0, 2, 3, 1]
     assert next_batch("margin", given, budget=2, random_state=0) == [0, 2]
@@ -118,51 +123,49 @@ def test_uncertainty_sampling_is_the_order_of_the_utilities(name: str) -> None:
     assert run(name, equal, 3) == [0, 1, 2]
 
 
-# -- classes without a label ------------------------------------------------------------------------------------------
+# -- rare classes -----------------------------------------------------------------------------------------------------
 
 
-def two_places(**changes: Any) -> RoundState:
-    """Labeled images at east and north; uncertain candidates between them, and sure ones at west where no label is."""
-    towards = np.radians([0, 90, *np.linspace(35, 55, 8), *np.linspace(170, 190, 4)])
-    given: dict[str, Any] = {
-        "embeddings": np.stack([np.cos(towards), np.sin(towards)], axis=1),
-        "centre": np.zeros(2, dtype=np.float32),
-        "labeled": np.array([0, 1]),
-        "targets": np.array([0, 1]),
-        "candidates": np.arange(2, 14),
-        "probabilities": np.array([[0.5, 0.5]] * 8 + [[0.2, 0.8]] * 4),
-        "n_classes": 2,
-    }
-    return RoundState(**(given | changes))
+def test_a_candidate_of_a_rare_class_counts_more() -> None:
+    """Eight labels of class 0, two of class 1: mean 5, rarities √(5/8) = 0.791 and √(5/2) = 1.581.
+
+    Utilities 0.8 and 0.8, but the second leans to class 1: 0.8 · (0.6 · 0.791 + 0.4 · 1.581) = 0.886 against 1.012. A
+    third of 0.7 that leans to class 1 as well has 0.7 · (0.35 · 0.791 + 0.65 · 1.581) = 0.913 and comes between them.
+    """
+    given = state(
+        n_candidates=3,
+        n_labeled=10,
+        n_classes=2,
+        targets=np.array([0] * 8 + [1] * 2),
+        probabilities=np.array([[0.6, 0.4], [0.4, 0.6], [0.35, 0.65]]),
+    )
+    expected = np.array([[0.6, 0.4], [0.4, 0.6], [0.35, 0.65]]) @ np.sqrt([5 / 8, 5 / 2])
+    np.testing.assert_allclose(expected_rarity(given), expected)
+    assert run("margin", given, 3) == [1, 2, 0]
+    even = state(n_candidates=3, n_labeled=10, n_classes=2, probabilities=given.probabilities)
+    np.testing.assert_allclose(expected_rarity(even), 1)
+    assert run("margin", even, 3) == [0, 1, 2]
 
 
-def test_a_class_without_label_gets_its_chance() -> None:
-    """Of four classes two are unseen: every second place is a candidate far from the labels, which margin puts last."""
-    assert min(later_rounds.margin(two_places(), budget=8, random_state=0)) == 0
-    assert set(later_rounds.margin(two_places(), budget=8, random_state=0)) == set(range(8))
-    batch = next_batch("margin", two_places(n_classes=4), budget=2, random_state=0)
-    assert len([position for position in batch if position >= 8]) == 1
-    assert all(position < 8 for position in next_batch("margin", two_places(), budget=1, random_state=0))
+@pytest.mark.parametrize("name", ["margin", "least_confidence", "entropy", "coral", "badge"])
+def test_rare_classes_get_more_places(name: str) -> None:
+    """Half of the doubtful images may be of a class with 2 labels, half of one with 40: most places are the former's.
 
-
-def test_the_share_is_counted_from_label_to_label() -> None:
-    """One of three classes unseen, one label asked for at a time: a third of the places, whatever the batches."""
-    one_by_one = [
-        later_rounds._interleave(list(range(9)), [90, 91, 92], share=1 / 3, n_before=n_labeled)[0] >= 90
-        for n_labeled in range(30)
-    ]
-    assert sum(one_by_one) == 10
-    mixed = later_rounds._interleave(list(range(9)), [90, 91, 92, 3], share=1 / 3, n_before=0)
-    assert mixed[:6] == [0, 1, 90, 2, 3, 91]
-    assert sorted(mixed) == [*range(9), 90, 91, 92]
-
-
-def test_no_class_without_label_no_exploring() -> None:
-    """All offered classes have a label: the batch is the strategy's own."""
-    given = two_places(embeddings=np.random.default_rng(0).normal(size=(14, 2)))
-    plain = later_rounds.margin(given, budget=12, random_state=0)
-    different, alike = later_rounds._near_duplicates_apart(given, plain)
-    assert next_batch("margin", given, budget=12, random_state=0) == [*different, *alike]
+    The images themselves differ in no way that any strategy could prefer.
+    """
+    generator = np.random.default_rng(0)
+    probabilities = np.repeat([[0.5, 0.4, 0.1], [0.1, 0.4, 0.5]], 50, axis=0)
+    given = state(
+        n_candidates=100,
+        n_labeled=62,
+        targets=np.repeat([0, 1, 2], [40, 20, 2]),
+        probabilities=probabilities,
+        embeddings=generator.normal(size=(162, 64)),
+        centre=np.zeros(64, dtype=np.float32),
+        out_of_fold=None,
+    )
+    shares = [np.mean(np.array(run(name, given, 10, random_state=seed)) >= 50) for seed in range(10)]
+    assert np.mean(shares) > 0.6
 
 
 # -- CORAL ------------------------------------------------------------------------------------------------------------
@@ -186,7 +189,6 @@ def test_coral_mixes_uncertainty_and_diversity() -> None:
             targets=np.arange(n_labeled) % 2,
             candidates=np.arange(n_labeled, n_labeled + 80),
             probabilities=np.stack([1 - margins / 2, margins / 2], axis=1),
-            n_classes=2,
         )
         chosen = np.array(coral(given, budget=10, random_state=0))
         assert np.sum(chosen < 20) < 8, n_labeled
@@ -246,7 +248,6 @@ def on_a_circle(out_of_fold: np.ndarray | None) -> RoundState:
         candidates=np.arange(3, 33),
         probabilities=np.tile([0.9, 0.1], (30, 1)),
         out_of_fold=out_of_fold,
-        n_classes=2,
     )
 
 
