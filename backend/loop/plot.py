@@ -35,6 +35,7 @@ def plot_learning_curves(summary: Mapping[str, Mapping[int, tuple[float, float]]
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    opacity = min(0.12, 0.6 / max(len(summary), 1))  # many bands on top of each other stay light
     for number, (strategy, by_budget) in enumerate(summary.items()):
         budgets = sorted(by_budget)
         means = [by_budget[budget][0] for budget in budgets]
@@ -51,7 +52,7 @@ def plot_learning_curves(summary: Mapping[str, Mapping[int, tuple[float, float]]
             linestyle=LINES[number // len(COLOURS) % len(LINES)],
             linewidth=1.5,
         )
-        axes.fill_between(budgets, lower, upper, color=COLOURS[which], alpha=0.12, linewidth=0)
+        axes.fill_between(budgets, lower, upper, color=COLOURS[which], alpha=opacity, linewidth=0)
     ticks = sorted({budget for by_budget in summary.values() for budget in by_budget})
     axes.set_xscale("log")  # a label is worth most while there are few
     axes.set_xticks(ticks, labels=[str(tick) for tick in ticks])
