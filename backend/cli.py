@@ -168,15 +168,18 @@ def simulate(
     ] = "10,30,60,120",
     seeds: Annotated[int, typer.Option(min=1, help="Runs, each with another held-out fifth.")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write every measurement.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to draw the learning curves: a .png or .svg file.")] = None,
 ) -> None:
     """Run the loop without Label Studio on images whose classes are known, and compare strategies.
 
     Strategies: default (what the service does with these settings), baseline (random order, plain logistic regression),
-    random, coreset, typical_coreset, margin, least_confidence, entropy.
+    and with the service's learner random, coreset, typical_coreset, typiclust, probcover throughout, or margin,
+    least_confidence, entropy, coral, badge, knn_of_high_loss after the service's first batch.
     """
     from rich.console import Console
     from rich.progress import Progress
 
+    from backend.loop.plot import check_plot_file, plot_learning_curves
     from backend.loop.simulate import STRATEGIES, embed_folder, report, summary
     from backend.loop.simulate import simulate as run
     from backend.services import Services
@@ -184,6 +187,8 @@ def simulate(
     settings = _settings(context, quiet=True)
     if not images.is_dir():
         raise BackendError(f"--images {images} is not a folder; give a folder of class folders")
+    if plot is not None:
+        check_plot_file(plot)
     backbone = Services(settings).backbone()
     if backbone.warning:
         typer.echo(f"note: {backbone.warning}", err=True)
@@ -209,6 +214,8 @@ def simulate(
     if json_file is not None:
         content = {"images": images.name, **report(rows, pictures, backbone, settings)}
         json_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if plot is not None:
+        plot_learning_curves(summary(rows), f"{images.name}, {backbone.name}, {seeds} seeds", plot)
 
 
 @app.command()

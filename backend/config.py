@@ -15,7 +15,11 @@ from urllib.parse import urlsplit
 from backend.errors import SettingsError
 from backend.schema import ValidationFilter
 
-ACQUISITIONS = ("margin", "least_confidence", "entropy")
+SEED_STRATEGIES = ("typical_coreset", "coreset", "typiclust", "probcover", "random")
+"""Choices of SEED_STRATEGY: the names of `learning.first_batch.FIRST_BATCH_STRATEGIES`."""
+
+ACQUISITIONS = ("margin", "least_confidence", "entropy", "coral", "badge", "knn_of_high_loss", *SEED_STRATEGIES)
+"""Choices of ACQUISITION: the names of `learning.later_rounds.LATER_ROUND_STRATEGIES`, then the above."""
 
 
 def _text(raw: str) -> str:
@@ -141,8 +145,13 @@ class Settings:
     data_dir: Path = _setting(_path, Path("data"), "folder for embeddings and model versions")
     backbone: str = _setting(_text, "mobilenet_v2", "torchvision classification model whose features are used")
     backbone_weights: Path | None = _setting(_path, None, "weights file for BACKBONE; empty: torchvision's download")
-    acquisition: str = _setting(_choice(*ACQUISITIONS), "margin", "uncertainty measure: " + ", ".join(ACQUISITIONS))
+    seed_strategy: str = _setting(
+        _choice(*SEED_STRATEGIES), "typical_coreset", "how the first batch is chosen: " + ", ".join(SEED_STRATEGIES)
+    )
     seed_size: int = _setting(_whole(1, 10_000), 30, "images of the first batch, chosen before there is any model")
+    acquisition: str = _setting(
+        _choice(*ACQUISITIONS), "margin", "how images are chosen after it: " + ", ".join(ACQUISITIONS)
+    )
     window_size: int = _setting(_whole(1, 10_000), 30, "tasks that carry the newest version's queue score at any time")
     validation_filter: ValidationFilter | None = _setting(
         ValidationFilter.parse,

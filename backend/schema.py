@@ -216,6 +216,7 @@ class VersionRecord:
     calibration_error: float | None = None  # expected, of the cross-validated probabilities, 0..1
     temperature: float | None = None
     detail_weight: float | None = None
+    seed_strategy: str | None = None  # that of the first batch while part of it waits; None in records before it
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types only."""

@@ -26,6 +26,13 @@ from backend.learning.features import normalise
 
 CHILD_PROGRAM = Path(__file__).with_name("lightly_child.py")
 
+LIGHTLY_STRATEGIES = ("typical_coreset", "coreset")
+"""The first-batch strategies of `learning.first_batch` that are Lightly's."""
+
+ENGINE_ROWS = 50_000
+"""Above this many rows `coreset` is left to the NumPy twin: same picks, and the engine takes 5 s for 40,000 × 1,280
+and a copy of them on disk where the twin takes 2. With typicality, which costs more than either, it is always asked."""
+
 TIMEOUT_S = 300.0
 """The engine takes 0.4 s for 100 of 6,000 × 1,280 and grows with budget · N · D; far above this it hangs."""
 
@@ -44,29 +51,35 @@ def select_first_batch(
     *,
     budget: int,
     preselected: Sequence[int] = (),
+    strategy: str = "typical_coreset",
     random_state: int,
     timeout_s: float = TIMEOUT_S,
     program: Path = CHILD_PROGRAM,
 ) -> Selection:
-    """`budget` rows of the embeddings (N, D) that are both diverse and typical, best first.
+    """`budget` rows of the embeddings (N, D), best first: diverse and typical, or with "coreset" only diverse.
 
-    Lightly's diversity and typicality strategies with strength 1 each: the best first batch of those compared on
+    Lightly's diversity and typicality strategies with strength 1 each are the best first batch of those compared on
     photos, where diversity alone picks outliers. The rows are L2-normalised here. `preselected` rows count as chosen
     already and are not returned. Typicality is computed by `learning.coreset` for either engine: it gives
     lightly-mundig's numbers in a fraction of the time. `random_state` seeds its sample of reference rows in large pools
     and changes nothing in small ones. `program` is for tests.
 
-    Raises SelectionError for impossible input (NaN, a budget above the rows left, indices out of range). A missing,
-    crashing, hanging or nonsensical engine is not an error: `engine` is then "numpy" and `reason` says why. Cost: about
-    0.3 s for the new process, then that of `typicality` and `select_coreset`.
+    Raises SelectionError for a strategy that is not of LIGHTLY_STRATEGIES and for impossible input (NaN, a budget above
+    the rows left, indices out of range). A missing, crashing, hanging or nonsensical engine is not an error: `engine`
+    is then "numpy" and `reason` says why. Cost: about 0.3 s for the new process, then that of `typicality` and
+    `select_coreset`.
     """
+    if strategy not in LIGHTLY_STRATEGIES:
+        raise SelectionError(f"strategy is {strategy!r}; expected one of Lightly's: {', '.join(LIGHTLY_STRATEGIES)}")
     check_selection(embeddings, budget=budget, preselected=preselected)
     if budget == 0:
         return Selection(indices=[], engine="numpy", reason="the budget is 0")
     rows = normalise(embeddings)
     taken = [int(index) for index in preselected]
-    weights = typicality(rows, random_state=random_state)
+    weights = typicality(rows, random_state=random_state) if strategy == "typical_coreset" else None
     try:
+        if weights is None and len(rows) > ENGINE_ROWS:
+            raise SelectionError(f"{len(rows)} rows are more than the {ENGINE_ROWS} that lightly-mundig is asked for")
         indices = _run_engine(rows, weights, budget=budget, preselected=taken, timeout_s=timeout_s, program=program)
     except SelectionError as exc:
         indices = select_coreset(rows, budget=budget, preselected=taken, typicality_weights=weights)
@@ -76,7 +89,7 @@ def select_first_batch(
 
 def _run_engine(
     rows: NDArray[np.float32],
-    weights: NDArray[np.float64],
+    weights: NDArray[np.float64] | None,
     *,
     budget: int,
     preselected: list[int],
@@ -88,7 +101,8 @@ def _run_engine(
         with tempfile.TemporaryDirectory(prefix="lightly-") as name:
             folder = Path(name)
             np.save(folder / "embeddings.npy", rows, allow_pickle=False)
-            np.save(folder / "weights.npy", weights, allow_pickle=False)
+            if weights is not None:
+                np.save(folder / "weights.npy", weights, allow_pickle=False)
             (folder / "request.json").write_text(json.dumps({"preselected": preselected, "budget": budget}))
             # -P: otherwise the program's own folder comes first on the import path, and its images.py or jobs.py
             # would hide packages of those names.

@@ -40,13 +40,26 @@ def typicality(embeddings: ArrayLike, n_neighbors: int = 20, *, random_state: in
     Above `EXACT_TYPICALITY_ROWS` rows, neighbours come from a sample drawn with `random_state`: approximate, at the
     same cost. Raises SelectionError if the embeddings are not (N, D) or not finite, or `n_neighbors` is below 1.
     """
+    distances = neighbor_distances(embeddings, n_neighbors, random_state=random_state)
+    if distances.size == 0:
+        return np.ones(len(distances))
+    scale = distances.mean()
+    return np.exp(-distances / scale).mean(axis=1) if scale > 0 else np.ones(len(distances))
+
+
+def neighbor_distances(embeddings: ArrayLike, n_neighbors: int, *, random_state: int) -> Floats:
+    """Euclidean distances (N, K) of each row (N, D) to its K nearest other rows, in no order.
+
+    K is `n_neighbors`, N - 1 at most. Above `EXACT_TYPICALITY_ROWS` rows the neighbours come from a sample drawn with
+    `random_state`. Raises SelectionError as `typicality` does. Cost O(N²·D) up to that many rows, and the same above.
+    """
     check_selection(embeddings, budget=0)
     rows = _centred(embeddings)
     if n_neighbors < 1:
         raise SelectionError(f"n_neighbors is {n_neighbors}; expected at least 1")
     n_rows = len(rows)
     if n_rows < 2:
-        return np.ones(n_rows)
+        return np.empty((n_rows, 0))
 
     reference = _reference_rows(n_rows, random_state=random_state)
     column_of = np.full(n_rows, -1)
@@ -55,13 +68,12 @@ def typicality(embeddings: ArrayLike, n_neighbors: int = 20, *, random_state: in
 
     n_neighbors = min(n_neighbors, len(reference) - 1)
     distances = np.empty((n_rows, n_neighbors))
-    for block in _blocks(n_rows, width=len(reference)):
-        squared = _squared_distances(rows[block], references)
+    for block in row_blocks(n_rows, width=len(reference)):
+        squared = squared_distances(rows[block], references)
         itself = column_of[block]
         squared[np.flatnonzero(itself >= 0), itself[itself >= 0]] = np.inf
         distances[block] = np.sqrt(np.partition(squared, n_neighbors - 1, axis=1)[:, :n_neighbors])
-    scale = distances.mean()
-    return np.exp(-distances / scale).mean(axis=1) if scale > 0 else np.ones(n_rows)
+    return distances
 
 
 def select_coreset(
@@ -71,7 +83,7 @@ def select_coreset(
     preselected: Sequence[int] = (),
     typicality_weights: ArrayLike | None = None,
     diversity_strength: float = 1.0,
-    weighting_strength: float = 1.0,
+    weighting_strength: float | None = 1.0,
 ) -> list[int]:
     """`budget` indices into `embeddings` (N, D), best first, without the preselected.
 
@@ -83,6 +95,10 @@ def select_coreset(
     the squared distance to the nearest *other* selected row, w its weight (>= 0) and W the sum of the selected
     weights. Neither scale of distances nor of weights matters. The lowest index wins a tie. While nothing is selected,
     distance says nothing: the largest weight is first, or index 0 without weights.
+
+    Both terms flatten as more is selected, at different speeds: with the weights of uncertainty and a hundred labeled
+    rows, equal strengths come down to taking the largest weights. `weighting_strength=None` is the strength at which
+    both terms vary equally (same standard deviation) among the rows not preselected, so that each keeps its say.
 
     Without weights this is farthest-first traversal (k-center greedy; Gonzalez 1985, and Sener & Savarese 2018,
     https://arxiv.org/abs/1708.00489). `preselected` rows, typically those labeled already, count as selected.
@@ -96,18 +112,19 @@ def select_coreset(
     weights = None if typicality_weights is None else _checked_weights(typicality_weights, n_rows)
 
     # nearest[i]: squared distance of row i to the nearest selected row other than itself.
-    nearest = _nearest_squared(rows, list(preselected))
+    nearest = nearest_squared(rows, list(preselected))
     selected = list(preselected)
+    if weights is not None and weighting_strength is None:
+        weighting_strength = diversity_strength * _balance(nearest, weights, selected)
     for _ in range(budget):
         potentials = np.zeros(n_rows)
         if selected:
-            spread = nearest[selected].sum() if len(selected) > 1 else 0.0
-            potentials += diversity_strength * np.log(np.maximum(spread + nearest, _LOG_FLOOR))
-        if weights is not None:
-            potentials += weighting_strength * np.log(np.maximum(weights[selected].sum() + weights, _LOG_FLOOR))
+            potentials += diversity_strength * _diversity_term(nearest, selected)
+        if weights is not None and weighting_strength is not None:
+            potentials += weighting_strength * _weighting_term(weights, selected)
         potentials[selected] = -np.inf
         chosen = int(potentials.argmax())
-        np.minimum(nearest, _nearest_squared(rows, [chosen]), out=nearest)
+        np.minimum(nearest, nearest_squared(rows, [chosen]), out=nearest)
         selected.append(chosen)
     return selected[len(preselected) :]
 
@@ -152,6 +169,30 @@ def _checked_weights(weights: ArrayLike, n_rows: int) -> Floats:
     return checked
 
 
+def _diversity_term(nearest: Floats, selected: Sequence[int]) -> Floats:
+    """`log(S + d²)` (N,), of each row's squared distance to the nearest selected row; at least one is selected."""
+    spread = nearest[selected].sum() if len(selected) > 1 else 0.0
+    term: Floats = np.log(np.maximum(spread + nearest, _LOG_FLOOR))
+    return term
+
+
+def _weighting_term(weights: Floats, selected: Sequence[int]) -> Floats:
+    """`log(W + w)` (N,)."""
+    term: Floats = np.log(np.maximum(weights[selected].sum() + weights, _LOG_FLOOR))
+    return term
+
+
+def _balance(nearest: Floats, weights: Floats, selected: Sequence[int]) -> float:
+    """The strength at which the weighting term varies as much as the diversity term; 1 where either is constant."""
+    free = np.ones(len(nearest), dtype=bool)
+    free[selected] = False
+    if not selected or not free.any():
+        return 1.0
+    diversity = float(_diversity_term(nearest, selected)[free].std())
+    weighting = float(_weighting_term(weights, selected)[free].std())
+    return diversity / weighting if diversity > 0 and weighting > 0 else 1.0
+
+
 def _reference_rows(n_rows: int, *, random_state: int) -> NDArray[np.intp]:
     """Indices of the rows among which neighbours are sought: all, or a sample that keeps the cost bounded."""
     if n_rows <= EXACT_TYPICALITY_ROWS:
@@ -160,13 +201,13 @@ def _reference_rows(n_rows: int, *, random_state: int) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(random_state).choice(n_rows, n_references, replace=False))
 
 
-def _nearest_squared(rows: Rows, selected: Sequence[int]) -> Floats:
+def nearest_squared(rows: Rows, selected: Sequence[int]) -> Floats:
     """Squared distance (N,) of each row to the nearest selected row other than itself; inf where there is none."""
     nearest = np.full(len(rows), np.inf)
     if not selected:
         return nearest
-    for block in _blocks(len(rows), width=len(selected)):
-        squared = _squared_distances(rows[block], rows[selected])
+    for block in row_blocks(len(rows), width=len(selected)):
+        squared = squared_distances(rows[block], rows[selected])
         for column, index in enumerate(selected):
             if block.start <= index < block.stop:
                 squared[index - block.start, column] = np.inf
@@ -174,7 +215,7 @@ def _nearest_squared(rows: Rows, selected: Sequence[int]) -> Floats:
     return nearest
 
 
-def _squared_distances(rows: Rows, others: Rows) -> Rows:
+def squared_distances(rows: Rows, others: Rows) -> Rows:
     """Squared Euclidean distances (N, M) between rows (N, D) and others (M, D); exactly 0 for equal rows."""
     lengths = np.einsum("nd,nd->n", rows, rows)[:, None] + np.einsum("md,md->m", others, others)
     squared: Rows = lengths - 2 * (rows @ others.T)
@@ -182,7 +223,7 @@ def _squared_distances(rows: Rows, others: Rows) -> Rows:
     return squared
 
 
-def _blocks(n_rows: int, *, width: int) -> list[slice]:
+def row_blocks(n_rows: int, *, width: int) -> list[slice]:
     """Slices that cover the rows so that a block times `width` stays within `BLOCK_ENTRIES`."""
     size = max(1, BLOCK_ENTRIES // width)
     return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]

@@ -9,11 +9,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
+from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import FitResult, fit_and_evaluate
+from backend.learning.later_rounds import LATER_ROUND_STRATEGIES, RoundState, next_batch
 from backend.learning.pool import Pool
 from backend.loop.queue import build_window
 from backend.loop.score import Scores, score
@@ -32,7 +37,7 @@ class Round:
     pool: embedded tasks that nobody answered yet and that are not kept aside for validation, ascending.
     fitted: the head; None while fewer than two classes are labeled.
     scores: of the pool, a row per task in its order; None without a head.
-    seed: the first batch while part of it still waits.
+    seed: the first batch while part of it still waits; with an ACQUISITION that asks no head, the batch that goes on.
     window: the next tasks to label with their queue scores, the first to be labeled first.
     """
 
@@ -67,12 +72,14 @@ def plan_round(
     labels: TrainingLabels,
     settings: Settings,
     *,
+    n_classes: int,
     previous_seed: Seed | None,
     watch: Stopwatch,
 ) -> Round:
     """Fits a head, scores the pool and builds the window.
 
-    `everything` is the pool of all of the table's images; `previous_seed` is that of the round before.
+    `everything` is the pool of all of the table's images, `n_classes` how many classes the labeling config offers,
+    `previous_seed` the seed of the round before.
     """
     with watch.stage("fit"):
         labeled = trainable(table, labels)
@@ -82,24 +89,26 @@ def plan_round(
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
     waiting = frozenset(pool) - labels.skipped or frozenset(pool)
     with watch.stage("seed"):
-        seed: Seed | None = None
-        if previous_seed is not None and not waiting.isdisjoint(previous_seed.task_ids):
-            seed = previous_seed
-        elif fitted is None and pool:
-            seed = select_seed(
-                table,
-                everything,
-                sorted(waiting),
-                labeled,
-                budget=settings.seed_size,
-                random_state=settings.random_state,
-            )
+        seed = _seed(
+            table, everything, waiting, labeled, settings, n_classes, previous_seed, has_head=fitted is not None
+        )
+        waiting_seed = [task_id for task_id in seed.task_ids if task_id in waiting] if seed else []
     with watch.stage("score"):
         scores = None
         if fitted is not None:
             scores = score(fitted.head, table.embeddings[table.rows_of(pool)], settings.acquisition)
+    with watch.stage("rank"):
+        ranked: list[int] = []
+        if fitted is not None and scores is not None and settings.acquisition in LATER_ROUND_STRATEGIES:
+            free = waiting.difference(waiting_seed)
+            rows = [row for row, task_id in enumerate(pool) if task_id in free]
+            ranked = _rank(
+                table, labels, settings, labeled, [pool[row] for row in rows], fitted,
+                np.asarray(scores.probabilities)[rows], budget=settings.window_size - len(waiting_seed),
+            )  # fmt: skip
         window = build_window(
-            waiting_seed=[task_id for task_id in seed.task_ids if task_id in waiting] if seed else [],
+            waiting_seed=waiting_seed,
+            ranked=ranked,
             queue_scores=dict(zip(pool, scores.queue_scores.tolist(), strict=True)) if scores else {},
             skipped=labels.skipped,
             size=settings.window_size,
@@ -120,6 +129,63 @@ def _fit(
     if len(set(targets)) < 2:
         return None
     return fit_and_evaluate(everything, table.rows_of(labeled), targets, random_state=settings.random_state)
+
+
+def _seed(
+    table: EmbeddingTable,
+    everything: Pool,
+    waiting: frozenset[int],
+    labeled: Sequence[int],
+    settings: Settings,
+    n_classes: int,
+    previous: Seed | None,
+    *,
+    has_head: bool,
+) -> Seed | None:
+    """The seed of this round: what is left of the previous one, and more of it where the settings want it.
+
+    Without a head, a used-up seed is followed by another. With one, only an ACQUISITION that asks no head goes on so:
+    its choice does not depend on the labels, so it is made for many tasks at once, and lasts.
+    """
+    left = [task_id for task_id in previous.task_ids if task_id in waiting] if previous else []
+    n_wanted, strategy = 1, settings.seed_strategy
+    if has_head:
+        goes_on = settings.acquisition in FIRST_BATCH_STRATEGIES
+        n_wanted, strategy = settings.window_size if goes_on else 0, settings.acquisition
+    others = sorted(waiting.difference(left))
+    if len(left) >= n_wanted or not others:
+        return previous if left else None
+    more = select_seed(
+        table, everything, others, [*labeled, *left], strategy=strategy, budget=settings.seed_size, n_classes=n_classes,
+        random_state=settings.random_state,
+    )  # fmt: skip
+    return replace(more, task_ids=[*left, *more.task_ids])
+
+
+def _rank(
+    table: EmbeddingTable,
+    labels: TrainingLabels,
+    settings: Settings,
+    labeled: Sequence[int],
+    candidates: Sequence[int],
+    fitted: FitResult,
+    probabilities: NDArray[np.float64],
+    *,
+    budget: int,
+) -> list[int]:
+    """The next `budget` of the candidates (task ids) in the order of the acquisition strategy."""
+    column = {name: index for index, name in enumerate(fitted.head.classes)}
+    state = RoundState(
+        embeddings=table.embeddings,
+        space=fitted.head.space,
+        labeled=table.rows_of(labeled),
+        targets=np.array([column[labels.labels[task_id]] for task_id in labeled], dtype=np.intp),
+        candidates=table.rows_of(candidates),
+        probabilities=probabilities,
+        out_of_fold=fitted.evaluation.probabilities if fitted.evaluation else None,
+    )
+    chosen = next_batch(settings.acquisition, state, budget=max(budget, 0), random_state=settings.random_state)
+    return [candidates[position] for position in chosen]
 
 
 class Stopwatch:

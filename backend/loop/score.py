@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, prediction_result
 from backend.errors import BackendError
-from backend.learning.acquisition import ACQUISITION_FUNCTIONS, queue_score
+from backend.learning.acquisition import ACQUISITION_FUNCTIONS, margin, queue_score
 from backend.learning.head import Head
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.queue import SEED_STEP, seed_queue_score
@@ -44,12 +44,13 @@ class Scores:
 
 
 def score(head: Head, embeddings: NDArray[np.floating[Any]], acquisition: str) -> Scores:
-    """Scores of embeddings (N, D) under a head; `acquisition` is a name of ACQUISITION_FUNCTIONS.
+    """Scores of embeddings (N, D) under a head; `acquisition` is what the setting may name.
 
-    Model scores stay above all seed scores, so that a seed batch is finished first.
+    A strategy that compares images with each other has no utility of a single one: the margin's stands in. Model
+    scores stay above all seed scores, so that a seed batch is finished first.
     """
     probabilities = head.predict_proba(embeddings)
-    utilities = ACQUISITION_FUNCTIONS[acquisition](probabilities)
+    utilities = ACQUISITION_FUNCTIONS.get(acquisition, margin)(probabilities)
     floor = SEED_STEP * 10_000
     return Scores(head.classes, probabilities, floor + (1.0 - floor) * queue_score(utilities))
 

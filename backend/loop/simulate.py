@@ -20,9 +20,9 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.images import decode
 from backend.config import Settings
 from backend.errors import ImageError, SelectionError
-from backend.learning.coreset import select_coreset, typicality
 from backend.learning.features import normalise, plain_space
-from backend.learning.head import Head, fit_and_evaluate, fit_head
+from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
+from backend.learning.head import Head, fit_head
 from backend.learning.pool import Pool
 from backend.loop.rounds import Round, Stopwatch, plan_round
 from backend.loop.seed import Seed
@@ -123,6 +123,7 @@ class Simulation:
         self.table = _table(images.embeddings[~held_out])
         self.pool = Pool(self.table.embeddings, images.n_details)
         self.truth = images.labels[~held_out].tolist()  # by task id, which is the row in the table
+        self.n_classes = len(np.unique(images.labels))
         self._test_embeddings = images.embeddings[held_out]
         self._test_labels = images.labels[held_out]
 
@@ -145,6 +146,7 @@ class Simulation:
             self.pool,
             self.labels(task_ids),
             settings or self.settings,
+            n_classes=self.n_classes,
             previous_seed=previous_seed,
             watch=Stopwatch(),
         )
@@ -168,10 +170,17 @@ Strategy = Callable[[Simulation, Sequence[int]], Iterator[tuple[int, float]]]
 
 
 def _service(acquisition: str | None = None) -> Strategy:
-    """The service itself; with an acquisition function of its own unless it is that of the settings."""
+    """The service itself; with an ACQUISITION of its own unless it is that of the settings.
+
+    A first-batch strategy runs throughout, so it also chooses the first batch.
+    """
 
     def run(simulation: Simulation, budgets: Sequence[int]) -> Iterator[tuple[int, float]]:
         settings = replace(simulation.settings, acquisition=acquisition or simulation.settings.acquisition)
+        if acquisition is not None and acquisition in FIRST_BATCH_STRATEGIES:
+            settings = replace(settings, seed_strategy=acquisition)
+        if acquisition == "random":  # in each run another order, that of `baseline`
+            settings = replace(settings, random_state=simulation.seed, seed_size=simulation.size)
         task_ids: list[int] = []
         seed: Seed | None = None
         while True:
@@ -195,56 +204,39 @@ def _labeled_before_order_changes(plan: Round, budget: int) -> list[int]:
     return [task_id for task_id, _ in plan.window[:n_next]]
 
 
-def _ranked(rank: Callable[[Simulation, int], Sequence[int]], *, plain: bool = False) -> Strategy:
-    """Labels in an order that does not depend on them, with the service's learner or a plain one."""
-
-    def run(simulation: Simulation, budgets: Sequence[int]) -> Iterator[tuple[int, float]]:
-        order = rank(simulation, budgets[-1])
-        for budget in budgets:
-            rows = list(order[:budget])
-            labels = [simulation.truth[row] for row in rows]
-            head = None
-            if len(set(labels)) > 1 and plain:
-                head = simulation.fit_plain(rows, labels)
-            elif len(set(labels)) > 1:
-                random_state = simulation.settings.random_state
-                head = fit_and_evaluate(simulation.pool, rows, labels, random_state=random_state).head
-            yield budget, simulation.accuracy(head)
-
-    return run
-
-
-def _random(simulation: Simulation, budget: int) -> Sequence[int]:
-    order: list[int] = np.random.default_rng(simulation.seed).permutation(simulation.size)[:budget].tolist()
-    return order
-
-
-def _coreset(simulation: Simulation, budget: int) -> Sequence[int]:
-    return select_coreset(simulation.pool.features(), budget=budget)
-
-
-def _typical_coreset(simulation: Simulation, budget: int) -> Sequence[int]:
-    features = simulation.pool.features()
-    weights = typicality(features, random_state=simulation.settings.random_state)
-    return select_coreset(features, budget=budget, typicality_weights=weights)
+def _baseline(simulation: Simulation, budgets: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """Random order and a plain learner."""
+    order = np.random.default_rng(simulation.seed).permutation(simulation.size)
+    for budget in budgets:
+        rows = order[:budget].tolist()
+        labels = [simulation.truth[row] for row in rows]
+        head = None
+        if len(set(labels)) > 1:
+            head = simulation.fit_plain(rows, labels)
+        yield budget, simulation.accuracy(head)
 
 
 STRATEGIES: Mapping[str, tuple[str, Strategy]] = MappingProxyType(
     {
         "default": ("what the service does with these settings", _service()),
-        "baseline": (
-            "random, with L2-normalised embeddings and logistic regression, C = 100",
-            _ranked(_random, plain=True),
-        ),
-        "random": ("random, with the service's learner", _ranked(_random)),
-        "coreset": ("k-center greedy throughout; Sener & Savarese 2018 (Lightly: diversity)", _ranked(_coreset)),
-        "typical_coreset": ("Lightly's diversity and typicality throughout", _ranked(_typical_coreset)),
+        "baseline": ("random, with L2-normalised embeddings and logistic regression, C = 100", _baseline),
+        "random": ("random throughout, with the service's learner", _service("random")),
+        "coreset": ("k-center greedy throughout; Sener & Savarese 2018 (Lightly: diversity)", _service("coreset")),
+        "typical_coreset": ("Lightly's diversity and typicality throughout", _service("typical_coreset")),
+        "typiclust": ("typical images of large clusters throughout; Hacohen et al. 2022", _service("typiclust")),
+        "probcover": ("greatest coverage by balls throughout; Yehuda et al. 2022", _service("probcover")),
         "margin": ("the service's first batch, then the smallest margin; Scheffer et al. 2001", _service("margin")),
         "least_confidence": (
             "the service's first batch, then the lowest confidence; Lewis & Gale 1994",
             _service("least_confidence"),
         ),
-        "entropy": ("the service's first batch, then the highest entropy; Shannon 1948", _service("entropy")),
+        "entropy": ("the service's first batch, then the highest entropy; Settles 2009", _service("entropy")),
+        "coral": ("the service's first batch, then margin × diversity (Lightly: CORAL)", _service("coral")),
+        "badge": ("the service's first batch, then unlike gradients; Ash et al. 2020", _service("badge")),
+        "knn_of_high_loss": (
+            "the service's first batch, then neighbours of the labels predicted worst",
+            _service("knn_of_high_loss"),
+        ),
     }
 )
 """Name → (what it does and where it comes from, how it runs)."""
@@ -289,8 +281,10 @@ def report(rows: Sequence[Row], images: LabeledImages, backbone: Backbone, setti
         "held_out": f"one in {HELD_OUT} of each class, by seed",
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,
-        "acquisition": settings.acquisition,
+        "seed_strategy": settings.seed_strategy,
         "seed_size": settings.seed_size,
+        "acquisition": settings.acquisition,
+        "window_size": settings.window_size,
         "random_state": settings.random_state,
         "rows": [asdict(row) for row in rows],
     }

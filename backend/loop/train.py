@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 EMBED_IN_JOB = 256
 """Labeled tasks without embedding that a retrain embeds itself; more than that wait for the embedding jobs."""
 
+RECORDED_BEFORE = "typical_coreset"
+"""The seed strategy of versions whose record does not name it: there was no other."""
+
 CROSS_VALIDATED = (
     "cross-validated on the labeled tasks, which were chosen because they are hard: usually pessimistic, and not to be "
     "compared from version to version"
@@ -116,9 +119,15 @@ class Trainer:
                 "first batch waits project=%d embedded=%d of=%d", project_id, len(table.references), project.n_tasks
             )
             return None
-        everything = self._pools.pool(table, self._embedder.backbone.n_details)
-        previous_seed = self._previous_seed(previous)
-        plan = plan_round(table, everything, labels, self._settings, previous_seed=previous_seed, watch=watch)
+        plan = plan_round(
+            table,
+            self._pools.pool(table, self._embedder.backbone.n_details),
+            labels,
+            self._settings,
+            n_classes=len(config.labels),
+            previous_seed=self._previous_seed(previous),
+            watch=watch,
+        )
         fitted, seed = plan.fitted, plan.seed
         evaluation = fitted.evaluation if fitted else None
         with watch.stage("evaluate"):
@@ -155,6 +164,7 @@ class Trainer:
             pool_size=len(plan.pool),
             window=[entry.task_id for entry in entries],
             seed_task_ids=list(seed.task_ids) if seed else [],
+            seed_strategy=seed.strategy if seed else None,
             seed_engine=seed.engine if seed else None,
             seed_engine_reason=seed.reason if seed else None,
             inputs_digest=digest,
@@ -224,12 +234,18 @@ class Trainer:
         return self._embedder.table(project_id)
 
     def _previous_seed(self, previous: VersionRecord | None) -> Seed | None:
-        """The first batch of the published version, if it was chosen from embeddings of the same backbone."""
+        """The first batch of the published version, if it was chosen from embeddings of the same backbone.
+
+        Before there is a head, a batch of another strategy than that of the settings is chosen anew.
+        """
         if previous is None or not previous.seed_engine:
             return None
         if previous.fingerprint != self._embedder.backbone.fingerprint:
             return None
-        return Seed(previous.seed_task_ids, previous.seed_engine, previous.seed_engine_reason)
+        strategy = previous.seed_strategy or RECORDED_BEFORE
+        if previous.kind == "seed" and strategy != self._settings.seed_strategy:
+            return None
+        return Seed(previous.seed_task_ids, strategy, previous.seed_engine, previous.seed_engine_reason)
 
     @staticmethod
     def _entries(config: ChoicesConfig, plan: Round) -> list[QueueEntry]:
@@ -258,8 +274,8 @@ class Trainer:
         settings = self._settings
         facts = [
             project.label_config, annotations, self._embedder.backbone.fingerprint,
-            settings.acquisition, settings.window_size, settings.seed_size, settings.random_state,
-            str(settings.validation_filter), sorted(labels.reserved), settings.target_accuracy,
+            settings.seed_strategy, settings.seed_size, settings.acquisition, settings.window_size,
+            settings.random_state, str(settings.validation_filter), sorted(labels.reserved), settings.target_accuracy,
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(table.digest.encode())

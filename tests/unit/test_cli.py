@@ -86,9 +86,12 @@ def test_simulate_prints_a_table_and_writes_every_measurement(tmp_path: Path) ->
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), (250 - number, 0, 0) if number % 2 == 0 else (0, 0, 250 - number)).save(target)
     file = tmp_path / "out.json"
+    picture = tmp_path / "out.svg"
     arguments = ("--images", str(tmp_path / "images"), "--strategy", "default", "--budgets", "4", "--seeds", "2")
     done = CliRunner().invoke(
-        cli.app, ("simulate", *arguments, "--json", str(file)), env={"BACKBONE": "descriptor", "SEED_SIZE": "4"}
+        cli.app,
+        ("simulate", *arguments, "--json", str(file), "--plot", str(picture)),
+        env={"BACKBONE": "descriptor", "SEED_SIZE": "4"},
     )
     assert done.exit_code == 0, done.output
     assert "default" in done.output
@@ -100,12 +103,14 @@ def test_simulate_prints_a_table_and_writes_every_measurement(tmp_path: Path) ->
         ("default", 4, 1),
     ]
     assert (content["images"], content["n_images"], content["backbone"]) == ("images", 12, "descriptor")
+    assert "images, descriptor, 2 seeds" in picture.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--images", "/nowhere"], "--images /nowhere is not a folder"),
+        (["--images", ".", "--plot", "curves.pdf"], "'curves.pdf'; expected a name that ends in .png or .svg"),
         (["--images", ".", "--budgets", "ten"], "'ten' is not a list of whole numbers such as 10,30,60"),
     ],
 )

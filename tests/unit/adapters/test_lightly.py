@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import backend
+from backend.adapters import lightly
 from backend.adapters.lightly import select_first_batch
 from backend.errors import SelectionError
 from backend.learning.coreset import select_coreset, typicality
@@ -45,6 +46,50 @@ def test_engine_and_twin_give_the_same_picks(preselected):
     rows = normalise(embeddings)
     twin = select_coreset(rows, budget=25, preselected=preselected, typicality_weights=typicality(rows))
     assert selection.indices == twin
+
+
+def test_the_coreset_is_the_engine_s_diversity():
+    """Diversity alone goes through the engine too; no weights are given to it."""
+    embeddings = photos(150)
+    selection = select_first_batch(embeddings, budget=25, preselected=[9], strategy="coreset", random_state=0)
+    assert (selection.engine, selection.reason) == ("lightly-mundig", None)
+    assert selection.indices == select_coreset(normalise(embeddings), budget=25, preselected=[9])
+
+
+def covering_radius(rows: np.ndarray, selected: list[int]) -> float:
+    """The largest distance of any row to its nearest selected one: what k-center selection keeps small."""
+    return float(np.linalg.norm(rows[:, None] - rows[selected], axis=2).min(axis=1).max())
+
+
+@pytest.mark.parametrize("strategy", ["coreset", "typical_coreset"])
+@pytest.mark.parametrize("preselected", [[], list(range(0, 600, 15))])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_engine_and_twin_agree_on_larger_data(tmp_path, strategy, preselected, seed):
+    """600 rows, 60 chosen beside none or 40: the same sets but for ties that rounding breaks, and the same radius."""
+    embeddings = np.random.default_rng(seed).normal(size=(600, 32))
+    asked = {"budget": 60, "preselected": preselected, "strategy": strategy, "random_state": 0}
+    engine = select_first_batch(embeddings, **asked)
+    twin = select_first_batch(embeddings, **asked, program=program(tmp_path, "raise SystemExit(1)"))
+    assert (engine.engine, twin.engine) == ("lightly-mundig", "numpy")
+    rows = normalise(embeddings)
+    radii = [covering_radius(rows, [*preselected, *picks.indices]) for picks in (engine, twin)]
+    assert radii[0] == pytest.approx(radii[1], rel=1e-3)
+    assert len(set(engine.indices) & set(twin.indices)) >= 57
+
+
+def test_large_pools_are_left_to_the_twin_without_weights(monkeypatch, tmp_path):
+    """Above ENGINE_ROWS `coreset` does not start the engine, and says so; `typical_coreset` still does."""
+    monkeypatch.setattr(lightly, "ENGINE_ROWS", 49)
+    selection = select_first_batch(photos(50), budget=5, strategy="coreset", random_state=0)
+    assert (selection.engine, selection.indices) == ("numpy", select_coreset(normalise(photos(50)), budget=5))
+    assert selection.reason == "50 rows are more than the 49 that lightly-mundig is asked for"
+    assert select_first_batch(photos(50), budget=5, random_state=0).engine == "lightly-mundig"
+
+
+def test_a_strategy_that_is_not_lightly_s_is_refused():
+    """The caller is told which ones are."""
+    with pytest.raises(SelectionError, match="strategy is 'typiclust'; expected one of Lightly's: typical_coreset"):
+        select_first_batch(np.eye(3), budget=1, strategy="typiclust", random_state=0)
 
 
 ENGINES_TYPICALITY = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +22,57 @@ def on_a_line(*positions: float) -> np.ndarray:
 def test_diversity_alone_is_farthest_first():
     """From 0 the farthest is 10, then 4 (4 from 0), then 7 (3 from 4 and 10), then 1 ties with 9 and comes first."""
     assert select_coreset(on_a_line(0, 1, 4, 7, 9, 10), budget=5) == [0, 5, 2, 3, 1]
+
+
+def covering_radius(points: np.ndarray, selected: list[int]) -> float:
+    """The largest distance of any point to its nearest selected one."""
+    return float(np.linalg.norm(points[:, None] - points[selected], axis=2).min(axis=1).max())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_covering_radius_is_at_most_twice_the_best(seed):
+    """Gonzalez 1985: k-center greedy is within a factor of two of the optimum, found here by trying all 364 choices.
+
+    The first pick is fixed, so the guarantee is for every pool, not on average.
+    """
+    points = np.random.default_rng(seed).normal(size=(14, 2))
+    best = min(covering_radius(points, list(some)) for some in itertools.combinations(range(14), 3))
+    greedy = covering_radius(points, select_coreset(points, budget=3))
+    assert best <= greedy <= 2 * best
+
+
+def test_covering_radius_is_smaller_than_of_random_rows():
+    """500 rows, 25 chosen: smaller than the best of twenty random choices."""
+    random = np.random.default_rng(1)
+    points = random.normal(size=(500, 8))
+    by_chance = [covering_radius(points, random.choice(500, 25, replace=False).tolist()) for _ in range(20)]
+    assert covering_radius(points, select_coreset(points, budget=25)) < min(by_chance)
+
+
+@pytest.mark.parametrize("n_labeled", [2, 30, 150])
+def test_balanced_strength_lets_both_terms_vary_equally(n_labeled):
+    """The first pick is the largest sum of both terms, each divided by its standard deviation."""
+    random = np.random.default_rng(2)
+    points, weights = random.normal(size=(250, 6)), random.random(250)
+    squared = ((points[:, None] - points) ** 2).sum(axis=2)
+    labeled, free = np.arange(n_labeled), np.arange(n_labeled, 250)
+    among = squared[:n_labeled, :n_labeled] + np.where(np.eye(n_labeled), np.inf, 0)
+    diversity = np.log(among.min(axis=1).sum() + squared[free][:, labeled].min(axis=1))
+    weighting = np.log(weights[labeled].sum() + weights[free])
+    expected = free[(diversity / diversity.std() + weighting / weighting.std()).argmax()]
+    assert select_coreset(
+        points, budget=1, preselected=labeled.tolist(), typicality_weights=weights, weighting_strength=None
+    ) == [expected]
+
+
+@pytest.mark.parametrize("preselected", [[], [0]])
+def test_balanced_strength_of_equal_weights_or_nothing_selected(preselected):
+    """Where a term is constant there is no balance to find: 1, so diversity decides; nothing selected, the weights."""
+    points = on_a_line(0, 4, 10)
+    equal = select_coreset(
+        points, budget=1, preselected=preselected, typicality_weights=[1, 1, 1], weighting_strength=None
+    )
+    assert equal == ([2] if preselected else [0])
 
 
 def test_preselected_rows_count_and_are_not_returned():

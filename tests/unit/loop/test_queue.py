@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.loop.queue import SEED_STEP, build_window, seed_queue_score
+from backend.loop.queue import SEED_STEP, TIE_STEP, build_window, seed_queue_score
 
 NOBODY: frozenset[int] = frozenset()
 
@@ -41,6 +41,21 @@ def test_a_seed_of_skipped_tasks_is_still_a_queue() -> None:
     """Everything was skipped, so the caller gives skipped tasks as the seed: they come in rank order."""
     window = build_window(waiting_seed=[2, 1], queue_scores={}, skipped=frozenset({1, 2}), size=3)
     assert ids(window) == [2, 1]
+
+
+def test_the_strategy_s_order_wins_over_the_scores() -> None:
+    """Ranked 3, 1, 2: 3 keeps its score, 1 would come before it and gets a hair more, 2 keeps its own."""
+    scores = {1: 0.2, 2: 0.6, 3: 0.4, 4: 0.1, 5: 0.7}
+    window = build_window(waiting_seed=[9], ranked=[3, 1, 2], queue_scores=scores, skipped=NOBODY, size=6)
+    assert ids(window) == [9, 3, 1, 2, 4, 5]
+    assert [score for _, score in window] == [0.0, 0.4, 0.4 + TIE_STEP, 0.6, 0.6 + TIE_STEP, 0.7]
+
+
+def test_an_order_that_agrees_changes_no_score() -> None:
+    """Ranked by queue score, as uncertainty sampling ranks: the same window as without a ranking."""
+    scores = {1: 0.2, 2: 0.6, 3: 0.4}
+    plain = build_window(waiting_seed=[], queue_scores=scores, skipped=NOBODY, size=3)
+    assert build_window(waiting_seed=[], ranked=[1, 3], queue_scores=scores, skipped=NOBODY, size=3) == plain
 
 
 def test_equal_scores_are_told_apart_by_task_id() -> None:

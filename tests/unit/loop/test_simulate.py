@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,13 +55,14 @@ def test_a_fifth_of_each_class_is_held_out() -> None:
     np.testing.assert_array_equal(held_out_fifth(labels, 3), masks[3])
 
 
-def test_default_is_what_the_service_does(world: World) -> None:
+@pytest.mark.parametrize("acquisition", ["margin", "badge", "typiclust"])
+def test_default_is_what_the_service_does(world: World, acquisition: str) -> None:
     """A person who labels what the real trainer puts first gets, label by label, the simulation's accuracies."""
     colours, labels = photos(noise=110)
     held_out = held_out_fifth(labels, 1)
     truth = [label for label, out in zip(labels, held_out, strict=True) if not out]
     pool = [rgb(*colour) for colour, out in zip(colours, held_out, strict=True) if not out]
-    world = world.again(seed_size=SETTINGS.seed_size, window_size=SETTINGS.window_size)
+    world = world.again(seed_size=SETTINGS.seed_size, window_size=SETTINGS.window_size, acquisition=acquisition)
     config = LABEL_CONFIG.replace('<Choice value="dog"/>', '<Choice value="dog"/><Choice value="owl"/>')
     world.label_studio.add_project(1, pool, label_config=config)
     world.embed_all()
@@ -103,6 +105,32 @@ def test_an_acquisition_function_is_that_of_its_name(images: LabeledImages) -> N
         images, strategies=["default"], budgets=[6, 9, 12], n_seeds=2, settings=replace(SETTINGS, acquisition="entropy")
     )]  # fmt: skip
     assert by_name == by_setting
+
+
+def test_a_first_batch_strategy_runs_throughout(images: LabeledImages) -> None:
+    """`typiclust` is the service with that as SEED_STRATEGY and ACQUISITION."""
+    wanted = {"budgets": [3, 6, 9, 12], "n_seeds": 2}
+    by_name = simulate(images, strategies=["typiclust"], settings=SETTINGS, **wanted)
+    throughout = replace(SETTINGS, seed_strategy="typiclust", acquisition="typiclust")
+    by_setting = simulate(images, strategies=["default"], settings=throughout, **wanted)
+    assert [row.accuracy for row in by_name] == [row.accuracy for row in by_setting]
+
+
+def test_random_and_baseline_label_the_same_images(images: LabeledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One order, two learners: the difference is the learner's. Another seed, another order."""
+    asked: dict[str, set[int]] = {}
+    for name, seed in (("random", 3), ("baseline", 3), ("random", 4)):
+        simulation = Simulation(images, seed=seed, settings=SETTINGS)
+
+        class Watched(list[str]):
+            def __getitem__(self, index: Any, seen: str = f"{name} {seed}") -> Any:
+                asked.setdefault(seen, set()).add(index)
+                return super().__getitem__(index)
+
+        simulation.truth = Watched(simulation.truth)
+        list(STRATEGIES[name][1](simulation, [5, 15]))
+    assert len(asked["random 3"]) == 15
+    assert asked["random 3"] == asked["baseline 3"] != asked["random 4"]
 
 
 def test_what_cannot_be_simulated_is_told(images: LabeledImages) -> None:

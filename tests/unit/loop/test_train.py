@@ -313,7 +313,34 @@ def test_a_forced_request_makes_a_version_of_the_same_labels(animals: World) -> 
     assert animals.services.trainer.retrain(1) is None
 
 
-@pytest.mark.parametrize("change", [{"acquisition": "entropy"}, {"window_size": 2}, {"random_state": 1}])
+def test_another_seed_strategy_chooses_the_first_batch_anew(animals: World) -> None:
+    """Restarted with SEED_STRATEGY=random before there is a model: another batch; after it, what waits stays."""
+    first = retrain(animals)
+    assert first.seed_strategy == "typical_coreset"
+    random = animals.again(seed_strategy="random")
+    second = retrain(random)
+    assert (second.kind, second.seed_strategy, second.seed_engine) == ("seed", "random", "numpy")
+    label(animals, cat=[task for task in CATS if task in second.seed_task_ids], dog=[5 if 5 in DOGS else 6])
+    label(animals, dog=[6])
+    model = retrain(random)
+    left = [task for task in second.seed_task_ids if task not in (*CATS, 5, 6)]
+    assert list(model.window[: len(left)]) == left
+
+
+def test_a_batch_recorded_before_strategies_had_names_is_kept(animals: World) -> None:
+    """An upgrade does not change what people have in front of them."""
+    first = retrain(animals)
+    folder = animals.registry.project_directory(1) / "versions" / first.version
+    content = json.loads((folder / "record.json").read_text())
+    del content["seed_strategy"]
+    (folder / "record.json").write_text(json.dumps(content))
+    label(animals, cat=[first.seed_task_ids[0]])
+    assert list(retrain(animals.again()).seed_task_ids) == list(first.seed_task_ids)
+
+
+@pytest.mark.parametrize(
+    "change", [{"acquisition": "entropy"}, {"window_size": 2}, {"random_state": 1}, {"seed_strategy": "random"}]
+)
 def test_another_setting_makes_a_version_of_the_same_labels(animals: World, change: dict[str, Any]) -> None:
     """Restarted with another acquisition function, the queue is made anew at the first retrain."""
     label(animals, cat=[1], dog=[5])
