@@ -18,7 +18,16 @@ from backend.schema import ValidationFilter
 SEED_STRATEGIES = ("typical_coreset", "coreset", "typiclust", "probcover", "random")
 """Choices of SEED_STRATEGY: the names of `learning.first_batch.FIRST_BATCH_STRATEGIES`."""
 
-ACQUISITIONS = ("margin", "least_confidence", "entropy", "coral", "badge", "knn_of_high_loss", *SEED_STRATEGIES)
+ACQUISITIONS = (
+    "margin",
+    "information_density",
+    "least_confidence",
+    "entropy",
+    "coral",
+    "badge",
+    "knn_of_high_loss",
+    *SEED_STRATEGIES,
+)
 """Choices of ACQUISITION: the names of `learning.later_rounds.LATER_ROUND_STRATEGIES`, then the above."""
 
 

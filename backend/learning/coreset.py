@@ -29,7 +29,9 @@ _SAME_POINT = 1e-6  # relative squared distance below which float32 rounding can
 _LOG_FLOOR = 1e-12  # keeps log finite for duplicates and weights of zero: they come last but stay selectable
 
 
-def typicality(embeddings: ArrayLike, n_neighbors: int = 20, *, random_state: int = 0) -> Floats:
+def typicality(
+    embeddings: ArrayLike, n_neighbors: int = 20, *, random_state: int = 0, exact_rows: int | None = None
+) -> Floats:
     """How typical each row (N, D) is of all: (N,) in 0..1, high in dense regions.
 
     The mean over the row's nearest neighbours of `exp(-distance / s)`, with s the mean of all those distances: what
@@ -37,20 +39,22 @@ def typicality(embeddings: ArrayLike, n_neighbors: int = 20, *, random_state: in
     TypiClust (Hacohen et al. 2022, https://arxiv.org/abs/2202.02794). A row is not its own neighbour; `n_neighbors` is
     capped at N - 1. If all rows are equal, or there is one, all are 1.
 
-    Above `EXACT_TYPICALITY_ROWS` rows, neighbours come from a sample drawn with `random_state`: approximate, at the
-    same cost. Raises SelectionError if the embeddings are not (N, D) or not finite, or `n_neighbors` is below 1.
+    Above `exact_rows` rows (`EXACT_TYPICALITY_ROWS` if None), neighbours come from a sample drawn with `random_state`:
+    approximate, at the same cost. Raises SelectionError if the embeddings are not (N, D) or not finite, or `n_neighbors` is below 1.
     """
-    distances = neighbor_distances(embeddings, n_neighbors, random_state=random_state)
+    distances = neighbor_distances(embeddings, n_neighbors, random_state=random_state, exact_rows=exact_rows)
     if distances.size == 0:
         return np.ones(len(distances))
     scale = distances.mean()
     return np.exp(-distances / scale).mean(axis=1) if scale > 0 else np.ones(len(distances))
 
 
-def neighbor_distances(embeddings: ArrayLike, n_neighbors: int, *, random_state: int) -> Floats:
+def neighbor_distances(
+    embeddings: ArrayLike, n_neighbors: int, *, random_state: int, exact_rows: int | None = None
+) -> Floats:
     """Euclidean distances (N, K) of each row (N, D) to its K nearest other rows, in no order.
 
-    K is `n_neighbors`, N - 1 at most. Above `EXACT_TYPICALITY_ROWS` rows the neighbours come from a sample drawn with
+    K is `n_neighbors`, N - 1 at most. Above `exact_rows` rows the neighbours come from a sample drawn with
     `random_state`. Raises SelectionError as `typicality` does. Cost O(N²·D) up to that many rows, and the same above.
     """
     check_selection(embeddings, budget=0)
@@ -61,7 +65,7 @@ def neighbor_distances(embeddings: ArrayLike, n_neighbors: int, *, random_state:
     if n_rows < 2:
         return np.empty((n_rows, 0))
 
-    reference = _reference_rows(n_rows, random_state=random_state)
+    reference = _reference_rows(n_rows, exact_rows or EXACT_TYPICALITY_ROWS, random_state=random_state)
     column_of = np.full(n_rows, -1)
     column_of[reference] = np.arange(len(reference))
     references = rows if len(reference) == n_rows else rows[reference]
@@ -193,11 +197,11 @@ def _balance(nearest: Floats, weights: Floats, selected: Sequence[int]) -> float
     return diversity / weighting if diversity > 0 and weighting > 0 else 1.0
 
 
-def _reference_rows(n_rows: int, *, random_state: int) -> NDArray[np.intp]:
+def _reference_rows(n_rows: int, exact_rows: int, *, random_state: int) -> NDArray[np.intp]:
     """Indices of the rows among which neighbours are sought: all, or a sample that keeps the cost bounded."""
-    if n_rows <= EXACT_TYPICALITY_ROWS:
+    if n_rows <= exact_rows:
         return np.arange(n_rows)
-    n_references = max(MIN_REFERENCE_ROWS, EXACT_TYPICALITY_ROWS**2 // n_rows)
+    n_references = min(max(MIN_REFERENCE_ROWS, exact_rows**2 // n_rows), n_rows)
     return np.sort(np.random.default_rng(random_state).choice(n_rows, n_references, replace=False))
 
 

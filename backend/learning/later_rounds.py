@@ -29,6 +29,9 @@ Indices = NDArray[np.intp]
 MAX_COMPARED = 20_000
 """Strategies that compare candidates with each other look at a random sample of so many: 100 MB at D = 1,280."""
 
+MAX_DENSITY_COMPARED = 2_000
+"""Candidates that `information_density` compares with labeled images and each other."""
+
 NEIGHBORS_OF_LOSS = 5
 """Neighbours that `knn_of_high_loss` takes of each labeled image of high loss."""
 
@@ -58,6 +61,7 @@ class RoundState:
     candidates: Indices  # (U,), rows of embeddings that may be chosen
     probabilities: Floats  # (U, C), the head's, of the candidates
     out_of_fold: Floats | None = None  # (M, C), cross-validated, of the labeled rows; NaN where never held out
+    typicality: Floats | None = None  # (U,), of the candidates among the whole pool, 0..1; None: all alike
 
     def __post_init__(self) -> None:
         if self.probabilities.ndim != 2 or len(self.probabilities) != len(self.candidates):
@@ -72,6 +76,11 @@ class RoundState:
         expected = (len(self.labeled), self.probabilities.shape[1])
         if self.out_of_fold is not None and self.out_of_fold.shape != expected:
             raise SelectionError(f"out-of-fold probabilities have shape {self.out_of_fold.shape}; expected {expected}")
+        if self.typicality is not None and self.typicality.shape != (len(self.candidates),):
+            raise SelectionError(
+                f"typicality has shape {self.typicality.shape}; expected one number for each of "
+                f"{len(self.candidates)} candidates"
+            )
 
     def features_of(self, rows: Indices) -> Features:
         """Features (R, D) of length 1 of these rows of the embeddings."""
@@ -83,6 +92,34 @@ class LaterRoundStrategy(Protocol):
 
     def __call__(self, state: RoundState, *, budget: int, random_state: int) -> list[int]:
         """`budget` positions of candidates (fewer if there are fewer), best first."""
+
+
+def information_density(state: RoundState, *, budget: int, random_state: int) -> list[int]:
+    """Candidates that are uncertain, typical of the pool, and unlike the labeled ones and each other.
+
+    Greedy by margin × typicality × (1 - the largest cosine, where positive, with a labeled image or one of the batch).
+    Uncertainty times density is the information density of Settles & Craven 2008
+    (https://aclanthology.org/D08-1112), which keeps away from outliers: of those the head is unsure for good. Diversity
+    beside both, as in Xu et al. 2007 (doi:10.1007/978-3-540-71496-5_24), keeps a batch from asking one thing many
+    times. The `MAX_DENSITY_COMPARED` best by the first two factors are compared.
+    """
+    utilities = acquisition.margin(state.probabilities) * expected_rarity(state)
+    if state.typicality is not None:
+        utilities = utilities * state.typicality
+    positions = np.array(_highest(utilities, max(MAX_DENSITY_COMPARED, budget)), dtype=np.intp)
+    features = state.features_of(state.candidates[positions])
+    nearest = np.zeros(len(positions), dtype=np.float32)  # the largest cosine with anything known or chosen, at least 0
+    if len(state.labeled):
+        nearest = np.maximum(nearest, (features @ state.features_of(state.labeled).T).max(axis=1))
+    gains = utilities[positions]
+    chosen: list[int] = []
+    for _ in range(min(budget, len(positions))):
+        values = gains * (1 - nearest)
+        values[chosen] = -np.inf
+        best = int(values.argmax())
+        chosen.append(best)
+        np.maximum(nearest, features @ features[best], out=nearest)
+    return [int(position) for position in positions[chosen]]
 
 
 def least_confidence(state: RoundState, *, budget: int, random_state: int) -> list[int]:
@@ -191,6 +228,7 @@ def knn_of_high_loss(state: RoundState, *, budget: int, random_state: int) -> li
 LATER_ROUND_STRATEGIES: Mapping[str, LaterRoundStrategy] = MappingProxyType(
     {
         "margin": margin,
+        "information_density": information_density,
         "least_confidence": least_confidence,
         "entropy": entropy,
         "coral": coral,

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.learning.coreset import typicality
 from backend.learning.features import Features, FeatureSpace, pool_space
-from backend.learning.spreading import NeighborGraph, neighbor_graph
+from backend.learning.spreading import MAX_NODES, NeighborGraph, neighbor_graph
+
+Floats = NDArray[np.float64]
 
 DEFAULT_DETAIL_WEIGHT = 0.15
 """Weight of the details while no labels speak for another one; see `Pool`."""
@@ -32,6 +35,7 @@ class Pool:
         self.n_details = n_details
         self._spaces: dict[float, FeatureSpace] = {}
         self._graphs: dict[float, NeighborGraph] = {}
+        self._typicality: dict[float, Floats] = {}
 
     @property
     def default_detail_weight(self) -> float:
@@ -55,3 +59,10 @@ class Pool:
         if detail_weight not in self._graphs:
             self._graphs[detail_weight] = neighbor_graph(self.features(detail_weight))
         return self._graphs[detail_weight]
+
+    def typicality(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> Floats:
+        """How typical each image is of all, (N,) in 0..1; see `coreset.typicality`. About a second for 5,000 images."""
+        if detail_weight not in self._typicality:
+            features = self.features(detail_weight)
+            self._typicality[detail_weight] = typicality(features, exact_rows=MAX_NODES)
+        return self._typicality[detail_weight]

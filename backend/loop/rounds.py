@@ -99,12 +99,13 @@ def plan_round(
             scores = score(fitted.head, table.embeddings[table.rows_of(pool)], settings.acquisition)
     with watch.stage("rank"):
         ranked: list[int] = []
-        if fitted is not None and scores is not None and settings.acquisition in LATER_ROUND_STRATEGIES:
+        n_wanted = settings.window_size - len(waiting_seed)
+        if fitted and scores and n_wanted > 0 and settings.acquisition in LATER_ROUND_STRATEGIES:
             free = waiting.difference(waiting_seed)
             rows = [row for row, task_id in enumerate(pool) if task_id in free]
             ranked = _rank(
-                table, labels, settings, labeled, [pool[row] for row in rows], fitted,
-                np.asarray(scores.probabilities)[rows], budget=settings.window_size - len(waiting_seed),
+                table, everything, labels, settings, labeled, [pool[row] for row in rows], fitted,
+                np.asarray(scores.probabilities)[rows], budget=n_wanted,
             )  # fmt: skip
         window = build_window(
             waiting_seed=waiting_seed,
@@ -164,6 +165,7 @@ def _seed(
 
 def _rank(
     table: EmbeddingTable,
+    everything: Pool,
     labels: TrainingLabels,
     settings: Settings,
     labeled: Sequence[int],
@@ -174,17 +176,19 @@ def _rank(
     budget: int,
 ) -> list[int]:
     """The next `budget` of the candidates (task ids) in the order of the acquisition strategy."""
+    rows = table.rows_of(candidates)
     column = {name: index for index, name in enumerate(fitted.head.classes)}
     state = RoundState(
         embeddings=table.embeddings,
         space=fitted.head.space,
         labeled=table.rows_of(labeled),
         targets=np.array([column[labels.labels[task_id]] for task_id in labeled], dtype=np.intp),
-        candidates=table.rows_of(candidates),
+        candidates=rows,
         probabilities=probabilities,
         out_of_fold=fitted.evaluation.probabilities if fitted.evaluation else None,
+        typicality=everything.typicality(fitted.detail_weight)[rows],
     )
-    chosen = next_batch(settings.acquisition, state, budget=max(budget, 0), random_state=settings.random_state)
+    chosen = next_batch(settings.acquisition, state, budget=budget, random_state=settings.random_state)
     return [candidates[position] for position in chosen]
 
 

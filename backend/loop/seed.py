@@ -42,8 +42,9 @@ def select_seed(
 ) -> Seed:
     """Up to `budget` task ids of `pool` that cover it best, away from what is `labeled` already.
 
-    Both must have an embedding in `table`; `everything` is the pool of all its images. `strategy` is a name of FIRST_BATCH_STRATEGIES; those that Lightly has run
-    on its engine, see `backend.adapters.lightly`. `n_classes` is how many classes the labeling config offers.
+    Both must have an embedding in `table`; `everything` is the pool of all its images. `strategy` is a name of
+    FIRST_BATCH_STRATEGIES; those that Lightly has run on its engine, see `backend.adapters.lightly`. `n_classes` is how
+    many classes the labeling config offers.
     """
     # In one order whatever is labeled already: k-means, for one, starts from rows drawn by their number.
     candidates = np.sort(np.asarray([*labeled, *pool], dtype=np.int64))

@@ -225,6 +225,10 @@ STRATEGIES: Mapping[str, tuple[str, Strategy]] = MappingProxyType(
         "typical_coreset": ("Lightly's diversity and typicality throughout", _service("typical_coreset")),
         "typiclust": ("typical images of large clusters throughout; Hacohen et al. 2022", _service("typiclust")),
         "probcover": ("greatest coverage by balls throughout; Yehuda et al. 2022", _service("probcover")),
+        "information_density": (
+            "the service's first batch, then margin × typicality × diversity; Settles & Craven 2008, Xu et al. 2007",
+            _service("information_density"),
+        ),
         "margin": ("the service's first batch, then the smallest margin; Scheffer et al. 2001", _service("margin")),
         "least_confidence": (
             "the service's first batch, then the lowest confidence; Lewis & Gale 1994",

@@ -300,3 +300,55 @@ def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], sentence: st
     """What numpy would broadcast, or fail on later, is an error at once."""
     with pytest.raises(SelectionError, match=sentence):
         state(**changes)
+
+
+def directions(*degrees: float) -> np.ndarray:
+    towards = np.radians(degrees)
+    return np.stack([np.cos(towards), np.sin(towards)], axis=1).astype(np.float32)
+
+
+def test_information_density_by_hand() -> None:
+    """All equally unsure: typicality times 1 - cosine, from the labeled image at 0° and from what is chosen.
+
+    At 60° 1.0 × (1 - 0.5) = 0.5 beats 0.4 × 1 at 90° and 0.45 × 1 at 180°; with 60° chosen, 90° is worth
+    0.4 × (1 - 0.866) and 180° still 0.45; the copy at 61° almost nothing.
+    """
+    given = RoundState(
+        embeddings=directions(0, 90, 60, 61, 180),
+        space=plain_space(2),
+        labeled=np.array([0]),
+        targets=np.array([0]),
+        candidates=np.array([1, 2, 3, 4]),
+        probabilities=np.full((4, 2), 0.5),
+        typicality=np.array([0.4, 1.0, 0.95, 0.45]),
+    )
+    assert run("information_density", given, 4) == [1, 3, 0, 2]
+
+
+def test_information_density_needs_doubt() -> None:
+    """What the head is sure of is not asked, however typical; among equals the less sure is."""
+    given = RoundState(
+        embeddings=directions(0, 90, 180, 270),
+        space=plain_space(2),
+        labeled=np.array([0]),
+        targets=np.array([0]),
+        candidates=np.array([1, 2, 3]),
+        probabilities=np.array([[1.0, 0.0], [0.7, 0.3], [0.6, 0.4]]),
+        typicality=np.array([1.0, 0.5, 0.5]),
+    )
+    assert run("information_density", given, 3) == [2, 1, 0]
+
+
+def test_information_density_compares_the_best_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a large pool the best by doubt and typicality are compared; a batch larger than that is still filled."""
+    monkeypatch.setattr(later_rounds, "MAX_DENSITY_COMPARED", 5)
+    given = state(n_candidates=30)
+    best = np.argsort(-acquisition.margin(given.probabilities) * expected_rarity(given), kind="stable")[:5]
+    assert set(run("information_density", given, 3)) <= set(best.tolist())
+    assert sorted(run("information_density", given, 30)) == list(range(30))
+
+
+def test_a_typicality_of_another_length_is_refused() -> None:
+    """It would be that of other images."""
+    with pytest.raises(SelectionError, match=r"typicality has shape \(3,\); expected one number for each of 40"):
+        state(typicality=np.ones(3))
