@@ -40,7 +40,8 @@ def typicality(
     capped at N - 1. If all rows are equal, or there is one, all are 1.
 
     Above `exact_rows` rows (`EXACT_TYPICALITY_ROWS` if None), neighbours come from a sample drawn with `random_state`:
-    approximate, at the same cost. Raises SelectionError if the embeddings are not (N, D) or not finite, or `n_neighbors` is below 1.
+    approximate, at the same cost. Raises SelectionError if the embeddings are not (N, D) or not finite, or
+    `n_neighbors` is below 1.
     """
     distances = neighbor_distances(embeddings, n_neighbors, random_state=random_state, exact_rows=exact_rows)
     if distances.size == 0:
