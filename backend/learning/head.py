@@ -47,7 +47,9 @@ MAX_FOLDS = 5
 BLOCK_ROWS = 8192
 """Rows of the pool turned into float32 at a time, so that predicting needs little memory beside the pool."""
 
-_CV_TOLERANCE = 1e-3  # largest gradient entry at which a fold counts as fitted; finer changes no choice and no third digit
+_CV_TOLERANCE = (
+    1e-3  # largest gradient entry at which a fold counts as fitted; finer changes no choice and no third digit
+)
 _FIT_TOLERANCE = 1e-5  # the same for the head itself: probabilities then agree with scikit-learn's to about 1e-3
 _RIDGES = (0.01, 0.1, 1.0)
 _MAX_ITERATIONS = 300  # 10 to 250 are usual, most where the penalty is weak; stopping here is no error

@@ -239,6 +239,10 @@ LATER_ROUND_STRATEGIES: Mapping[str, LaterRoundStrategy] = MappingProxyType(
 """The strategies that ask the head, by the name a setting or a command line uses; any first-batch strategy goes too."""
 
 
+ASK_TYPICALITY = frozenset({"information_density"})
+"""Those of them that look at `RoundState.typicality`."""
+
+
 def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Positions of `budget` candidates (fewer if there are fewer), the first to be labeled first.
 

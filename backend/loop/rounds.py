@@ -18,7 +18,7 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import FitResult, fit_and_evaluate
-from backend.learning.later_rounds import LATER_ROUND_STRATEGIES, RoundState, next_batch
+from backend.learning.later_rounds import ASK_TYPICALITY, LATER_ROUND_STRATEGIES, RoundState, next_batch
 from backend.learning.pool import Pool
 from backend.loop.queue import build_window
 from backend.loop.score import Scores, score
@@ -177,6 +177,7 @@ def _rank(
 ) -> list[int]:
     """The next `budget` of the candidates (task ids) in the order of the acquisition strategy."""
     rows = table.rows_of(candidates)
+    asks_typicality = settings.acquisition in ASK_TYPICALITY  # seconds in a large project, at the first round
     column = {name: index for index, name in enumerate(fitted.head.classes)}
     state = RoundState(
         embeddings=table.embeddings,
@@ -186,7 +187,7 @@ def _rank(
         candidates=rows,
         probabilities=probabilities,
         out_of_fold=fitted.evaluation.probabilities if fitted.evaluation else None,
-        typicality=everything.typicality(fitted.detail_weight)[rows],
+        typicality=everything.typicality(fitted.detail_weight)[rows] if asks_typicality else None,
     )
     chosen = next_batch(settings.acquisition, state, budget=budget, random_state=settings.random_state)
     return [candidates[position] for position in chosen]

@@ -62,7 +62,7 @@ def test_every_acquisition_fills_the_window_in_ascending_order(table: EmbeddingT
 def test_the_window_is_the_strategy_s_batch(table: EmbeddingTable, acquisition: str) -> None:
     """Task by task what `next_batch` says of the head's probabilities; the out-of-fold ones are the head's too."""
     given = labels(range(100, 110))
-    made = plan(table, given, acquisition)
+    made = plan(table, given, acquisition, window_size=20)
     assert made.fitted is not None
     assert made.fitted.evaluation is not None
     head = made.fitted.head
@@ -74,8 +74,9 @@ def test_the_window_is_the_strategy_s_batch(table: EmbeddingTable, acquisition: 
         candidates=np.arange(10, 30),
         probabilities=head.predict_proba(table.embeddings[10:]),
         out_of_fold=made.fitted.evaluation.probabilities,
+        typicality=Pool(table.embeddings).typicality(made.fitted.detail_weight)[10:],
     )
-    expected = next_batch(acquisition, state, budget=8, random_state=0)
+    expected = next_batch(acquisition, state, budget=20, random_state=0)
     assert ids(made) == [110 + position for position in expected]
 
 
