@@ -38,6 +38,9 @@ LEAST_SOFT_SHARE = 0.01
 MAX_SOFT_ROWS = 128
 """Unlabeled rows that are trained on; twice as many change held-out accuracy by less than half a point."""
 
+MAX_CLASS_WEIGHT = 10.0
+"""No label weighs more than so many of the average class, however rare its own: it might be wrong."""
+
 MAX_RIDGE_ROWS = 500
 """Labels by which the weight of the details is chosen, the last ones of more: by then it has long been clear."""
 
@@ -143,12 +146,13 @@ def fit_and_evaluate(
     2. Labels spread along the graph of all images (`learning.spreading`). Up to `MAX_SOFT_ROWS` unlabeled rows with the
        soft labels that arrive there are trained on beside the labeled ones, weighted by confidence, all together
        like `SOFT_LABELS` · C / n labels: they rule while there is a label or two per class and fade as labels come.
-    3. The minimised loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
+    3. Labels of rare classes weigh more, so that all classes weigh the same (`_class_weights`).
+    4. The minimised loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
        classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C). The strength is chosen
        by cross-validated log-loss, not accuracy: with tens of labels accuracy moves in steps of several percent and
        many strengths tie, while log-loss uses every probability. They are tried from weak to strong penalty until the
        log-loss rises. Held-out labels are not spread either.
-    4. The probabilities are brought to the temperature at which they fit held-out labels best (`learning.calibration`);
+    5. The probabilities are brought to the temperature at which they fit held-out labels best (`learning.calibration`);
        strengths are compared at their best temperatures.
 
     Folds are stratified. A class with one example is always trained on and never held out; without two classes of at
@@ -260,6 +264,18 @@ def _leave_one_out_error(features: Features, targets: NDArray[np.intp], judged: 
     return min(errors)
 
 
+def _class_weights(targets: NDArray[np.intp]) -> Floats:
+    """What a label of each class (C,) weighs: n / (C · n_c), scikit-learn's "balanced", and 10 at most.
+
+    Labels that were asked for do not come in the classes' shares. Weighted so, heads are more accurate on even pools
+    (clothing photos, 60 labels of the first batch: 0.69 against 0.68) and on uneven ones (0.74 against 0.73; mean
+    over the classes 0.62 against 0.57).
+    """
+    counts = np.bincount(targets)
+    weights: Floats = np.minimum(len(targets) / (len(counts) * counts), MAX_CLASS_WEIGHT)
+    return weights
+
+
 def _with_soft_rows(
     pool: Pool,
     detail_weight: float,
@@ -268,13 +284,14 @@ def _with_soft_rows(
     targets: NDArray[np.intp],
     folds: NDArray[np.intp] | None,
 ) -> _Problem:
-    """The labeled rows, weight 1, then unlabeled ones with their soft labels, for every fold and, last, for all."""
+    """The labeled rows, then unlabeled ones with their soft labels, for every fold and, last, for all labels."""
     n_labels, n_classes = len(rows), int(targets.max()) + 1
     n_folds = 0 if folds is None else int(folds.max()) + 1
     one_hot = np.eye(n_classes)[targets]  # (n, C)
     trained = np.ones((n_labels, n_folds + 1))  # (n, F)
     if folds is not None:
         trained[:, :-1] = folds[:, None] != np.arange(n_folds)
+    trained *= _class_weights(targets)[targets, None]
     space = pool.space(detail_weight)
     labeled_targets = np.repeat(one_hot[:, None], n_folds + 1, axis=1)  # (n, F, C)
     mass = SOFT_LABELS * n_classes / n_labels

@@ -325,3 +325,25 @@ def test_every_pool_gives_a_usable_head(labels, n_unlabeled, equal):
     head = head_module.fit_and_evaluate(pool, np.arange(len(labels)), labels, random_state=0).head
     probabilities = head.predict_proba(pool.embeddings)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
+
+
+def test_all_classes_weigh_the_same():
+    """Forty labels of a class and five of the other, overlapping: the rare one is found about as often."""
+    random = np.random.default_rng(0)
+    embeddings = np.concatenate(
+        [[*random.normal(size=(400, 4)), 1, 0, 0, 2], [*random.normal(size=(400, 4)), 0, 1, 0, 2]]
+    )
+    labeled = np.concatenate([np.arange(40), np.arange(400, 405)])
+    names = ["often"] * 40 + ["seldom"] * 5
+    head = head_module.fit_and_evaluate(Pool(embeddings), labeled, names, random_state=0).head
+    top = head.predict_proba(embeddings).argmax(axis=1)
+    found = np.mean(top[:400] == 0), np.mean(top[400:] == 1)
+    assert min(found) > 0.55
+    assert abs(found[0] - found[1]) < 0.3
+
+
+def test_a_single_label_does_not_drown_the_others():
+    """Weights by hand: 12 labels, 3 classes: 12 / (3 · 8), 12 / (3 · 3), 12 / (3 · 1); never more than ten."""
+    weights = head_module._class_weights(np.repeat([0, 1, 2], [8, 3, 1]))
+    np.testing.assert_allclose(weights, [0.5, 4 / 3, 4])
+    assert head_module._class_weights(np.repeat([0, 1], [99, 1]))[1] == 10
