@@ -174,7 +174,7 @@ def simulate(
 
     Strategies: default (what the service does with these settings), baseline (random order, plain logistic regression),
     and with the service's learner random, coreset, typical_coreset, typiclust, probcover throughout, or margin,
-    least_confidence, entropy, coral, badge, knn_of_high_loss after the service's first batch.
+    information_density, least_confidence, entropy, coral, badge, knn_of_high_loss after the service's first batch.
     """
     from rich.console import Console
     from rich.progress import Progress
