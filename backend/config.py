@@ -19,8 +19,8 @@ SEED_STRATEGIES = ("typical_coreset", "coreset", "typiclust", "probcover", "rand
 """Choices of SEED_STRATEGY: the names of `learning.first_batch.FIRST_BATCH_STRATEGIES`."""
 
 ACQUISITIONS = (
-    "margin",
     "information_density",
+    "margin",
     "least_confidence",
     "entropy",
     "coral",
@@ -159,7 +159,7 @@ class Settings:
     )
     seed_size: int = _setting(_whole(1, 10_000), 30, "images of the first batch, chosen before there is any model")
     acquisition: str = _setting(
-        _choice(*ACQUISITIONS), "margin", "how images are chosen after it: " + ", ".join(ACQUISITIONS)
+        _choice(*ACQUISITIONS), "information_density", "how images are chosen after it: " + ", ".join(ACQUISITIONS)
     )
     window_size: int = _setting(_whole(1, 10_000), 30, "tasks that carry the newest version's queue score at any time")
     validation_filter: ValidationFilter | None = _setting(

@@ -227,8 +227,8 @@ def knn_of_high_loss(state: RoundState, *, budget: int, random_state: int) -> li
 
 LATER_ROUND_STRATEGIES: Mapping[str, LaterRoundStrategy] = MappingProxyType(
     {
-        "margin": margin,
         "information_density": information_density,
+        "margin": margin,
         "least_confidence": least_confidence,
         "entropy": entropy,
         "coral": coral,

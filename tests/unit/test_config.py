@@ -25,7 +25,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     assert settings.publish_wait_s == 0.4
     assert settings.data_dir == Path("data")
     assert settings.backbone_weights is None
-    assert settings.acquisition == "margin"
+    assert settings.acquisition == "information_density"
 
 
 def test_values_are_read_by_their_name_in_capitals() -> None:

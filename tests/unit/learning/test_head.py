@@ -330,9 +330,8 @@ def test_every_pool_gives_a_usable_head(labels, n_unlabeled, equal):
 def test_all_classes_weigh_the_same():
     """Forty labels of a class and five of the other, overlapping: the rare one is found about as often."""
     random = np.random.default_rng(0)
-    embeddings = np.concatenate(
-        [[*random.normal(size=(400, 4)), 1, 0, 0, 2], [*random.normal(size=(400, 4)), 0, 1, 0, 2]]
-    )
+    middles = np.repeat([[1, 0, 0, 2], [0, 1, 0, 2]], 400, axis=0)
+    embeddings = middles + random.normal(size=middles.shape)
     labeled = np.concatenate([np.arange(40), np.arange(400, 405)])
     names = ["often"] * 40 + ["seldom"] * 5
     head = head_module.fit_and_evaluate(Pool(embeddings), labeled, names, random_state=0).head

@@ -55,7 +55,7 @@ def test_a_fifth_of_each_class_is_held_out() -> None:
     np.testing.assert_array_equal(held_out_fifth(labels, 3), masks[3])
 
 
-@pytest.mark.parametrize("acquisition", ["margin", "badge", "typiclust"])
+@pytest.mark.parametrize("acquisition", ["information_density", "margin", "badge", "typiclust"])
 def test_default_is_what_the_service_does(world: World, acquisition: str) -> None:
     """A person who labels what the real trainer puts first gets, label by label, the simulation's accuracies."""
     colours, labels = photos(noise=110)

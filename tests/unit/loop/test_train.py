@@ -524,7 +524,7 @@ def test_the_record_says_what_it_was_made_from(animals: World) -> None:
     label(animals, cat=[1], dog=[5])
     record = retrain(animals)
     assert (record.backbone, record.fingerprint, record.random_state) == ("tiny", "f00d", 0)
-    assert record.acquisition == "margin"
+    assert record.acquisition == "information_density"
     assert set(record.stage_seconds) >= {"read_labels", "embeddings", "fit", "seed", "score"}
     assert animals.registry.record(1, record.version).inputs_digest == record.inputs_digest
 
