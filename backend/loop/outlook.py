@@ -29,8 +29,8 @@ MAX_SUSPECTS = 50
 BASIS = {
     "measured": "accuracy measured on the validation tasks",
     "expected": (
-        "the mean confidence over the images still to label, an estimate: on photos it was 3 to 5 percent points off "
-        "on average and 10 or more at times; a validation split (VALIDATION_FILTER) tells better"
+        "the mean confidence over the images still to label, an estimate: on photos it was 1 to 4 percent points off "
+        "on average, at times more; a validation split (VALIDATION_FILTER) tells better"
     ),
 }
 """What a curve is made of, by the kind of its points."""
