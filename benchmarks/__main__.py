@@ -1,4 +1,6 @@
-"""Every benchmark, on the images and weights kept beside the project, else on the demo's digits.
+"""A labeler's session and the comparison of selections; `benchmarks.foresight` is run by itself.
+
+On the images and weights kept beside the project, else on the demo's digits:
 
 python -m benchmarks [--images DIR --weights FILE]
 """

@@ -25,8 +25,8 @@ from backend.learning.head import fit_and_evaluate
 from backend.learning.learning_curve import fit_curves
 from backend.learning.suspects import find_suspects
 from backend.loop.simulate import LabeledImages, Simulation, embed_folder
+from benchmarks import RESULTS
 
-RESULTS = Path(__file__).resolve().parent / "results"
 STOPS = (*range(10, 31, 2), *range(33, 241, 3), *range(260, 401, 20))
 """Numbers of labels at which a round is run: as often as the curve needs, not at every label, which takes hours."""
 

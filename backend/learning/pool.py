@@ -14,7 +14,7 @@ from backend.learning.spreading import MAX_NODES, NeighborGraph, neighbor_graph
 Floats = NDArray[np.float64]
 
 DEFAULT_DETAIL_WEIGHT = 0.15
-"""Weight of the details while no labels speak for another one; see `Pool`."""
+"""Weight of the details for the first batch, and while labels are too few to choose one; see `Pool`."""
 
 
 class Pool:
@@ -36,11 +36,6 @@ class Pool:
         self._spaces: dict[float, FeatureSpace] = {}
         self._graphs: dict[float, NeighborGraph] = {}
         self._typicality: dict[float, Floats] = {}
-
-    @property
-    def default_detail_weight(self) -> float:
-        """The weight of the details for the first batch, and while labels are too few to choose one."""
-        return DEFAULT_DETAIL_WEIGHT
 
     def space(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> FeatureSpace:
         """The features in which details count with this weight."""

@@ -18,7 +18,7 @@ from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import ImageError, LabelStudioError, ProjectNotFoundError
-from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Task
+from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Task, VersionRecord
 from backend.services import Services
 
 LABEL_CONFIG = (
@@ -356,3 +356,17 @@ def _same_methods() -> None:
 
 
 _same_methods()
+
+
+def label(world: World, **labels: Sequence[int]) -> None:
+    """Annotates tasks of project 1: label(world, cat=[1, 2])."""
+    for name, task_ids in labels.items():
+        for task_id in task_ids:
+            world.label_studio.annotate(1, task_id, name)
+
+
+def retrain(world: World) -> VersionRecord:
+    """The new version of project 1, which there must be."""
+    record = world.services.trainer.retrain(1)
+    assert record is not None
+    return record

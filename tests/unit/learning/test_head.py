@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from backend.learning import head as head_module
 from backend.learning.features import FeatureSpace, normalise, plain_space, pool_space
 from backend.learning.head import DEFAULT_STRENGTH, STRENGTHS, FitResult, Head
-from backend.learning.pool import Pool
+from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 
 
 def clusters(n_per_class: dict[str, int], *, n_features: int = 30, noise: float = 0.5, seed: int = 0):
@@ -273,11 +273,22 @@ def test_labels_decide_how_much_details_count(telling, weight):
     assert head_module.fit_and_evaluate(pool, np.arange(24), labels, random_state=0).detail_weight == weight
 
 
+def test_labels_in_the_order_of_their_classes_still_decide(monkeypatch):
+    """More labels than are looked at, sorted by class as tasks often are: not the last class alone is looked at."""
+    monkeypatch.setattr(head_module, "MAX_RIDGE_ROWS", 20)
+    random = np.random.default_rng(0)
+    details = np.repeat(np.eye(8)[:2], 40, axis=0) + 0.2 * random.normal(size=(80, 8))
+    unit = [block / np.linalg.norm(block, axis=1, keepdims=True) for block in (random.normal(size=(80, 8)), details)]
+    labels = ["a"] * 40 + ["b"] * 40
+    pool = Pool(np.hstack(unit), n_details=8)
+    assert head_module.fit_and_evaluate(pool, np.arange(80), labels, random_state=0).detail_weight == 0.35
+
+
 def test_one_label_of_each_class_says_nothing_about_details():
     """Nothing could be predicted from the others, so details keep the weight they have before any label."""
     pool = Pool(np.random.default_rng(0).normal(size=(20, 6)), n_details=3)
     result = head_module.fit_and_evaluate(pool, [0, 1, 2], ["a", "b", "c"], random_state=0)
-    assert result.detail_weight == pool.default_detail_weight
+    assert result.detail_weight == DEFAULT_DETAIL_WEIGHT
     np.testing.assert_allclose(result.head.space.scale, [1, 1, 1, 0.15, 0.15, 0.15])
 
 

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from fakes import LABEL_CONFIG, TinyBackbone, World, build_world, rgb
+from fakes import LABEL_CONFIG, TinyBackbone, World, build_world, label, retrain, rgb
 
 from backend.loop import outlook
 from backend.loop.outlook import BASIS, carried_curve, extended_curve, foresee, same_labels_offered
@@ -25,18 +25,6 @@ def animals(world: World) -> World:
     world.label_studio.add_project(1, [*reds, *greens])
     world.embed_all()
     return world
-
-
-def label(world: World, **labels: Any) -> None:
-    for name, task_ids in labels.items():
-        for task_id in task_ids:
-            world.label_studio.annotate(1, task_id, name)
-
-
-def retrain(world: World) -> VersionRecord:
-    record = world.services.trainer.retrain(1)
-    assert record is not None
-    return record
 
 
 def expected(n: int, accuracy: float = 0.8) -> CurvePoint:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import World, build_world, rgb
+from fakes import World, build_world, label, retrain, rgb
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
@@ -23,7 +23,6 @@ from backend.schema import (
     TrainingLabels,
     ValidationFilter,
     ValidationSplit,
-    VersionRecord,
 )
 
 REDS = [rgb(255 - 20 * number, 0, 9 * number) for number in range(6)]
@@ -44,18 +43,6 @@ def split(world: World) -> World:
     built = world.again(validation_filter=BY_DATA, window_size=20, seed_size=20)
     built.embed_all()
     return built
-
-
-def label(world: World, **labels: Any) -> None:
-    for name, task_ids in labels.items():
-        for task_id in task_ids:
-            world.label_studio.annotate(1, task_id, name)
-
-
-def retrain(world: World) -> VersionRecord:
-    record = world.services.trainer.retrain(1)
-    assert record is not None
-    return record
 
 
 # -- the setting ------------------------------------------------------------------------------------------------------
