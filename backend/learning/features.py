@@ -64,3 +64,19 @@ def normalise(embeddings: ArrayLike) -> Features:
 def evenly_spaced(n_rows: int, n_wanted: int) -> NDArray[np.intp]:
     """Up to `n_wanted` different indices below `n_rows`, evenly spaced and ascending: a sample without randomness."""
     return np.linspace(0, n_rows - 1, min(n_rows, n_wanted)).astype(np.intp)
+
+
+def principal_axes(centred: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Orthonormal axes (D, R) of the span of rows (N, D) whose mean is 0, those of most variance first.
+
+    R is at most min(N - 1, D). Cost: an eigendecomposition of the smaller of N × N and D × D.
+    """
+    n_rows, n_features = centred.shape
+    small = centred @ centred.T if n_rows <= n_features else centred.T @ centred
+    variances, vectors = np.linalg.eigh(small)
+    # Rounding leaves directions of zero variance at about 1e-16 of the largest; they carry no information.
+    kept = np.flatnonzero(variances > 1e-12 * max(variances[-1], np.finfo(np.float64).tiny))[::-1]
+    axes: NDArray[np.float64] = vectors[:, kept]
+    if n_rows <= n_features:
+        axes = centred.T @ (axes / np.sqrt(variances[kept]))
+    return axes

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from backend.learning.calibration import expected_calibration_error, fit_temperature, log_loss
-from backend.learning.features import Features, FeatureSpace, evenly_spaced
+from backend.learning.features import Features, FeatureSpace, evenly_spaced, principal_axes
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.learning.spreading import entry_points, spread_labels
 
@@ -35,8 +35,14 @@ SOFT_LABELS = 100.0
 LEAST_SOFT_SHARE = 0.01
 """Below this share of the labels' weight the soft rows are left out: they only cost time."""
 
-MAX_SOFT_ROWS = 128
+MAX_UNLABELED_ROWS = 512
 """Unlabeled rows that are trained on; twice as many change held-out accuracy by less than a point."""
+
+ENTROPY_WEIGHT = 0.3
+"""The entropies of all unlabeled rows together weigh as much as so many times the labels."""
+
+LEAST_AXES = 256
+"""Principal axes of the pool that the head sees at least; one for each label if they are more."""
 
 MAX_CLASS_WEIGHT = 10.0
 """No label weighs more than so many of the average class, however rare its own: it might be wrong."""
@@ -54,6 +60,7 @@ _CV_TOLERANCE = (
     1e-3  # largest gradient entry at which a fold counts as fitted; finer changes no choice and no third digit
 )
 _FIT_TOLERANCE = 1e-5  # the same for the head itself: probabilities then agree with scikit-learn's to about 1e-3
+_LEAST_SHARE = 1e-12  # of a class among the images: its logarithm must be finite
 _RIDGES = (0.01, 0.1, 1.0)
 _MAX_ITERATIONS = 300  # 10 to 250 are usual, most where the penalty is weak; stopping here is no error
 
@@ -143,24 +150,30 @@ def fit_and_evaluate(
 
     1. How much the details of the embeddings count is chosen by the leave-one-out error of ridge regression on the
        labels (`_choose_detail_weight`).
-    2. Labels spread along the graph of all images (`learning.spreading`). Up to `MAX_SOFT_ROWS` unlabeled rows with the
-       soft labels that arrive there are trained on beside the labeled ones, weighted by confidence, all together
-       like `SOFT_LABELS` · C / n labels: they rule while there is a label or two per class and fade as labels come.
-    3. Labels of rare classes weigh more, so that all classes weigh the same (`_class_weights`).
-    4. The minimised loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
+    2. Labels spread along the graph of all images (`learning.spreading`). Up to `MAX_UNLABELED_ROWS` unlabeled rows
+       with the soft labels that arrive there are trained on beside the labeled ones, weighted by confidence, all
+       together like `SOFT_LABELS` · C / n labels: they rule while there is a label or two per class and fade as
+       labels come.
+    3. The boundaries between classes are moved to where few images are: the mean entropy of the probabilities of the
+       same unlabeled rows is minimised along (Grandvalet and Bengio 2004, *Semi-supervised learning by entropy
+       minimization*; for few labels Boudiaf et al. 2020, https://arxiv.org/abs/2008.11297), which pays from some
+       labels per class on. The classes' mean probabilities are held, by their divergence, at those of the head fitted
+       without it; even shares instead cost up to 5 points where classes are uneven.
+    4. Labels of rare classes weigh more, so that all classes weigh the same (`_class_weights`).
+    5. The rest of the loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
        classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C). The strength is chosen
        by cross-validated log-loss, not accuracy: with tens of labels accuracy moves in steps of several percent and
        many strengths tie, while log-loss uses every probability. They are tried from weak to strong penalty until the
        log-loss rises. Held-out labels are not spread either.
-    5. The probabilities are brought to the temperature at which they fit held-out labels best (`learning.calibration`);
+    6. The probabilities are brought to the temperature at which they fit held-out labels best (`learning.calibration`);
        strengths are compared at their best temperatures.
 
     Folds are stratified. A class with one example is always trained on and never held out; without two classes of at
     least two examples nothing can be evaluated, and `DEFAULT_STRENGTH` is used.
 
-    Raises ValueError for fewer than two classes, unequal lengths or embeddings that are not finite. Cost: one
-    eigendecomposition of the smaller of rows × rows and D×D, then 10 to 50 passes over rows·min(rows, D)·C·folds per
-    strength, where rows are the labeled and the soft ones.
+    Raises ValueError for fewer than two classes, unequal lengths or embeddings that are not finite. Cost: the
+    principal axes of the pool, once; then 20 to 100 passes over rows·axes·C·folds per strength, where rows are the
+    labeled and the unlabeled ones.
     """
     indices = np.asarray(rows, dtype=np.intp)
     embeddings, classes, targets = _checked(pool.embeddings[indices], labels)
@@ -169,11 +182,12 @@ def fit_and_evaluate(
     features = space.features(embeddings)
     folds = _deal_folds(targets, random_state=random_state)
     problem = _with_soft_rows(pool, weight, indices, features, targets, folds)
+    solution = problem.start()
     if folds is None:
-        return FitResult(problem.head(classes, DEFAULT_STRENGTH), None, weight, temperature=1.0)
+        return FitResult(problem.head(classes, DEFAULT_STRENGTH, start=solution), None, weight, temperature=1.0)
 
     evaluated = np.flatnonzero(folds >= 0)
-    lowest, solution, best = np.inf, None, DEFAULT_STRENGTH
+    lowest, best = np.inf, DEFAULT_STRENGTH
     for strength in sorted(strengths, reverse=True):
         candidate, logits = problem.out_of_fold(folds, strength, start=solution)
         found = fit_temperature(logits[evaluated], targets[evaluated])
@@ -296,23 +310,25 @@ def _with_soft_rows(
         trained[:, :-1] = folds[:, None] != np.arange(n_folds)
     trained *= _class_weights(targets)[targets, None]
     space = pool.space(detail_weight)
-    labeled_targets = np.repeat(one_hot[:, None], n_folds + 1, axis=1)  # (n, F, C)
+    targets_of_rows = np.repeat(one_hot[:, None], n_folds + 1, axis=1)  # (n, F, C)
+    graph = pool.graph(detail_weight)
+    unlabeled = np.flatnonzero(~np.isin(graph.rows, rows))
+    unlabeled = unlabeled[evenly_spaced(len(unlabeled), MAX_UNLABELED_ROWS)]
     mass = SOFT_LABELS * n_classes / n_labels
     if mass < LEAST_SOFT_SHARE * n_labels:
-        return _Problem(space, features, labeled_targets, trained)
-
-    graph = pool.graph(detail_weight)
-    starts = entry_points(graph, rows, features) @ (trained[:, :, None] * one_hot[:, None]).reshape(n_labels, -1)
-    soft = spread_labels(graph, starts.reshape(len(graph.rows), n_folds + 1, n_classes))  # (M, F, C)
-    unlabeled = np.flatnonzero(~np.isin(graph.rows, rows))
-    chosen = unlabeled[evenly_spaced(len(unlabeled), MAX_SOFT_ROWS)]
-    soft = soft[chosen]
-    confidence = np.maximum((soft.max(axis=2) - 1 / n_classes) / (1 - 1 / n_classes), 0)  # (S, F)
+        soft: Floats = np.zeros((len(unlabeled), n_folds + 1, n_classes))
+    else:
+        starts = entry_points(graph, rows, features) @ (trained[:, :, None] * one_hot[:, None]).reshape(n_labels, -1)
+        spread = spread_labels(graph, starts.reshape(len(graph.rows), n_folds + 1, n_classes))  # (M, F, C)
+        soft = spread[unlabeled]
+    confidence = np.maximum((soft.max(axis=2) - 1 / n_classes) / (1 - 1 / n_classes), 0)  # (U, F)
     return _Problem(
         space,
-        np.concatenate([features, graph.features[chosen]]),
-        np.concatenate([labeled_targets, soft]),
-        np.concatenate([trained, confidence * mass / max(len(chosen), 1)]),
+        np.concatenate([features, graph.features[unlabeled]]),
+        np.concatenate([targets_of_rows, soft]),
+        np.concatenate([trained, confidence * mass / max(len(unlabeled), 1)]),
+        n_unlabeled=len(unlabeled),
+        axes=pool.axes(detail_weight)[:, : max(LEAST_AXES, n_labels)],
     )
 
 
@@ -320,34 +336,56 @@ class _Problem:
     """Logistic regression on one set of rows, prepared once and solved for several strengths and folds.
 
     Every row has a soft target and a weight in each of F problems: those of the folds and, last, that of all labels.
-    Two rewritings make it fast and change nothing in the result. As the bias is free, rows may be centred. As the
-    penalty is on ‖W‖², the optimal weights lie in the span of the rows (representer theorem), so the rows may be
-    expressed in their principal axes: min(N - 1, D) numbers each. There the Hessian is near diagonal, and scaling
-    every axis by it saves L-BFGS most of its steps.
+    The last `n_unlabeled` rows are those whose entropies are minimised along. Two rewritings make it fast and change
+    nothing in the result. As the bias is free, rows may be centred. As the penalty is on ‖W‖², the optimal weights lie
+    in the span of the rows (representer theorem), so the rows may be expressed in their principal axes: min(N - 1, D)
+    numbers each, or fewer with `axes` (D, R), which leave out what hardly varies. There the Hessian is near diagonal,
+    and scaling every axis by it saves L-BFGS most of its steps.
     """
 
-    def __init__(self, space: FeatureSpace, features: Features, targets: Floats, weights: Floats) -> None:
+    def __init__(
+        self,
+        space: FeatureSpace,
+        features: Features,
+        targets: Floats,
+        weights: Floats,
+        *,
+        n_unlabeled: int = 0,
+        axes: Floats | None = None,
+    ) -> None:
         self.space = space
         self.targets = targets  # (N, F, C), rows sum to 1
         self.weights = weights  # (N, F)
+        self.n_labeled = len(features) - n_unlabeled
         self.mean = features.mean(axis=0, dtype=np.float64)  # (D,)
-        self.axes, self.coordinates = _principal_axes(features - self.mean)  # (D, R), (N, R)
+        centred = features - self.mean
+        self.axes = principal_axes(centred) if axes is None else axes  # (D, R)
+        self.coordinates = centred @ self.axes  # (N, R)
+        self.shares: Floats | None = None  # (F, C), mean probabilities of the unlabeled rows without their entropies
+
+    def start(self) -> Floats:
+        """The solution of all problems without entropies, from which others begin, as entropies have several minima."""
+        solution = self._solve(slice(None), DEFAULT_STRENGTH, start=None, tolerance=_CV_TOLERANCE)
+        if self.n_labeled < len(self.coordinates):
+            logits = np.tensordot(self.coordinates[self.n_labeled :], solution[:-1], axes=1) + solution[-1]
+            self.shares = np.maximum(_softmax(logits).mean(axis=0), _LEAST_SHARE)
+        return solution
 
     def head(
         self, classes: tuple[str, ...], strength: float, *, start: Floats | None = None, temperature: float = 1.0
     ) -> Head:
-        """The head fitted on all labels; `start` is a solution of the folds at about this strength."""
-        first = None if start is None else start.mean(axis=1, keepdims=True)
+        """The head fitted on all labels; `start` is a solution of all problems at about this strength."""
+        first = None if start is None else start[:, -1:]
         solution = self._solve(slice(-1, None), strength, start=first, tolerance=_FIT_TOLERANCE) / temperature
         weights = solution[:-1, 0].T @ self.axes.T  # (C, D)
         bias = solution[-1, 0] - weights @ self.mean  # (C,)
         return Head(classes, weights.astype(np.float32), bias.astype(np.float32), self.space, float(strength))
 
     def out_of_fold(self, folds: NDArray[np.intp], strength: float, *, start: Floats | None) -> tuple[Floats, Floats]:
-        """The solution of all folds, a warm start for the next strength, and the labels' held-out logits (n, C)."""
-        solution = self._solve(slice(None, -1), strength, start=start, tolerance=_CV_TOLERANCE)
+        """The solution of all problems, a start for the next strength, and the labels' held-out logits (n, C)."""
+        solution = self._solve(slice(None), strength, start=start, tolerance=_CV_TOLERANCE)
         logits = np.full((len(folds), self.targets.shape[2]), np.nan)
-        for fold in range(solution.shape[1]):
+        for fold in range(solution.shape[1] - 1):
             held_out = np.flatnonzero(folds == fold)
             logits[held_out] = self.coordinates[held_out] @ solution[:-1, fold] + solution[-1, fold]
         return solution, logits
@@ -358,25 +396,33 @@ class _Problem:
         The problems do not touch each other: their sum is minimised in one run, which pays Python's overhead once.
         """
         targets, row_weights = self.targets[:, problems], self.weights[:, problems]
+        shares = None if self.shares is None else self.shares[problems]
         n_rows, n_problems, n_classes = targets.shape
         shape = (self.coordinates.shape[1] + 1, n_problems, n_classes)
         features = np.hstack([self.coordinates, np.ones((n_rows, 1))])  # (N, R + 1)
-        total = row_weights.sum() / n_problems  # the loss is divided by C·total
+        total = row_weights.sum() / n_problems  # the loss is divided by it
         penalty = np.append(np.full(shape[0] - 1, 1 / (strength * total)), 0.0)  # (R + 1,)
         share = row_weights.mean(axis=1) / total  # (N,)
         curvature = np.append(share @ self.coordinates**2, 1.0) / n_classes + penalty
         unscale = 1 / np.sqrt(curvature)[:, None]
+        unlabeled = slice(self.n_labeled, None)
+        doubt = ENTROPY_WEIGHT * row_weights[: self.n_labeled].sum(axis=0)[:, None] / total  # (F, 1)
 
         def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
             weights = flat.reshape(shape[0], -1) * unscale  # (R + 1, F·C)
             logits = (features @ weights).reshape(n_rows, *shape[1:])  # (N, F, C)
             logits -= logits.max(axis=2, keepdims=True)
             exponentials = np.exp(logits)
-            totals = exponentials.sum(axis=2)  # (N, F)
-            wanted = np.einsum("nfc,nfc->nf", logits, targets)
-            loss = np.sum(row_weights * (np.log(totals) - wanted)) / total
-            residuals = exponentials / totals[:, :, None] - targets
+            totals = exponentials.sum(axis=2, keepdims=True)  # (N, F, 1)
+            logits -= np.log(totals)
+            probabilities = exponentials / totals
+            loss = -np.sum(row_weights * np.einsum("nfc,nfc->nf", logits, targets)) / total
+            residuals = probabilities - targets
             residuals *= row_weights[:, :, None] / total
+            if shares is not None:
+                value, slopes = _doubt(probabilities[unlabeled], logits[unlabeled], shares)
+                loss += np.sum(doubt[:, 0] * value)
+                residuals[unlabeled] += doubt * slopes
             penalised = penalty[:, None] * weights
             gradient = features.T @ residuals.reshape(n_rows, -1) + penalised
             return float(loss + np.sum(penalised * weights) / 2), (gradient * unscale).ravel()
@@ -396,18 +442,17 @@ class _Problem:
         return solution
 
 
-def _principal_axes(centred: Floats) -> tuple[Floats, Floats]:
-    """Orthonormal axes (D, R) of the rows' span and the rows' coordinates (N, R) on them."""
-    n_rows, n_features = centred.shape
-    small = centred @ centred.T if n_rows <= n_features else centred.T @ centred
-    variances, vectors = np.linalg.eigh(small)
-    # Rounding leaves directions of zero variance at about 1e-16 of the largest; they carry no information.
-    kept = variances > 1e-12 * max(variances[-1], np.finfo(np.float64).tiny)
-    variances, vectors = variances[kept], vectors[:, kept]
-    if n_rows <= n_features:
-        coordinates = vectors * np.sqrt(variances)
-        return centred.T @ (vectors / np.sqrt(variances)), coordinates
-    return vectors, centred @ vectors
+def _doubt(probabilities: Floats, logs: Floats, shares: Floats) -> tuple[Floats, Floats]:
+    """Mean entropy plus the divergence of the mean probabilities from `shares` (F, C), of F problems, in nats.
+
+    `probabilities` (U, F, C) and their logarithms. Returns values (F,) and the derivatives (U, F, C) by the logits.
+    """
+    entropies = -np.sum(probabilities * logs, axis=2, keepdims=True)  # (U, F, 1)
+    means = probabilities.mean(axis=0)  # (F, C)
+    excess = np.log(np.maximum(means, _LEAST_SHARE) / shares)  # (F, C)
+    expected = np.sum(probabilities * excess, axis=2, keepdims=True)  # (U, F, 1)
+    slopes = probabilities * (excess - expected - logs - entropies) / len(probabilities)
+    return entropies.mean(axis=(0, 2)) + np.sum(means * excess, axis=1), slopes
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.learning.coreset import typicality
-from backend.learning.features import Features, FeatureSpace, pool_space
+from backend.learning.features import Features, FeatureSpace, pool_space, principal_axes
 from backend.learning.spreading import MAX_NODES, NeighborGraph, neighbor_graph
 
 Floats = NDArray[np.float64]
@@ -36,6 +36,7 @@ class Pool:
         self._spaces: dict[float, FeatureSpace] = {}
         self._graphs: dict[float, NeighborGraph] = {}
         self._typicality: dict[float, Floats] = {}
+        self._axes: dict[float, Floats] = {}
 
     def space(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> FeatureSpace:
         """The features in which details count with this weight."""
@@ -61,3 +62,14 @@ class Pool:
             features = self.features(detail_weight)
             self._typicality[detail_weight] = typicality(features, exact_rows=MAX_NODES)
         return self._typicality[detail_weight]
+
+    def axes(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> Floats:
+        """Principal axes (D, R) of the features of the graph's nodes, the one along which they vary most first.
+
+        R is min(nodes - 1, D), less where features do not vary. About a second at D = 1,500, once.
+        """
+        if detail_weight not in self._axes:
+            nodes = self.graph(detail_weight).features.astype(np.float64)
+            nodes -= nodes.mean(axis=0)
+            self._axes[detail_weight] = principal_axes(nodes)
+        return self._axes[detail_weight]

@@ -251,10 +251,77 @@ def test_unlabeled_images_carry_labels_on():
     assert accuracy(together) > 0.95 > 0.75 > accuracy(alone)
 
 
+def two_clouds(n_often: int, n_seldom: int, *, apart: float):
+    """Two clouds of so many images each whose middles lie `apart` and their labels."""
+    random = np.random.default_rng(0)
+    label = np.repeat([0, 1], [n_often, n_seldom])
+    embeddings = random.normal(size=(len(label), 8)) * 0.3
+    embeddings[:, 0] += np.where(label == 0, -apart / 2, apart / 2)
+    embeddings[:, 1] += 2
+    return embeddings.astype(np.float32), np.array(["often", "seldom"])[label]
+
+
+def test_boundaries_move_to_where_no_images_are(monkeypatch):
+    """Labels from the left edge of each cloud put the boundary inside the left one; the entropies move it out."""
+    embeddings, truth = two_clouds(200, 200, apart=1.2)
+    labeled = [*np.argsort(embeddings[:200, 0])[:10], *(200 + np.argsort(embeddings[200:, 0])[:10])]
+    monkeypatch.setattr(head_module, "SOFT_LABELS", 0.0)
+
+    def accuracy() -> float:
+        head = head_module.fit_and_evaluate(Pool(embeddings), labeled, truth[labeled].tolist(), random_state=0).head
+        return float(np.mean(np.array(head.classes)[head.predict_proba(embeddings).argmax(axis=1)] == truth))
+
+    with_entropies = accuracy()
+    monkeypatch.setattr(head_module, "ENTROPY_WEIGHT", 0.0)
+    assert with_entropies > accuracy() + 0.02
+
+
+def test_entropies_do_not_even_out_classes():
+    """Nine tenths of the images are of one class, and as many of its labels: neither class takes over the other."""
+    embeddings, truth = two_clouds(360, 40, apart=2)
+    labeled = [*range(10), *range(360, 370)]
+    head = head_module.fit_and_evaluate(Pool(embeddings), labeled, truth[labeled].tolist(), random_state=0).head
+    assert np.mean(head.predict_proba(embeddings).argmax(axis=1) == (truth == "seldom")) > 0.95
+
+
+def test_slopes_of_the_entropies_are_those_of_their_values():
+    """Against finite differences, two problems at once; and by hand where every image is sure of another class."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(7, 2, 3))
+    shares = random.dirichlet(np.ones(3), size=2)
+
+    def value(moved):
+        probabilities = np.exp(moved - np.log(np.exp(moved).sum(axis=2, keepdims=True)))
+        return head_module._doubt(probabilities, np.log(probabilities), shares)
+
+    slopes = value(logits)[1]
+    for index in np.ndindex(logits.shape):
+        step = np.zeros_like(logits)
+        step[index] = 1e-5
+        difference = (value(logits + step)[0] - value(logits - step)[0]) / 2e-5
+        assert difference[index[1]] == pytest.approx(slopes[index], abs=1e-8)
+        assert difference[1 - index[1]] == 0
+
+    sure = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+    values, _ = head_module._doubt(sure, np.log(np.maximum(sure, 1e-300)), np.array([[0.25, 0.75]]))
+    assert values == pytest.approx([0.5 * np.log(2) + 0.5 * np.log(2 / 3)])
+
+
+def test_more_labels_than_axes_see_all_axes(monkeypatch):
+    """What tells the classes apart varies least of all: with few labels it is left out, with many it is found."""
+    random = np.random.default_rng(0)
+    embeddings = random.normal(size=(400, 6)) * [5, 5, 5, 5, 5, 0.5] + [0, 0, 0, 0, 20, 0]
+    labels = np.where(embeddings[:, 5] > 0, "a", "b")
+    monkeypatch.setattr(head_module, "LEAST_AXES", 2)
+    head = head_module.fit_and_evaluate(Pool(embeddings), np.arange(300), labels[:300].tolist(), random_state=0).head
+    assert np.mean(np.array(head.classes)[head.predict_proba(embeddings).argmax(axis=1)] == labels) > 0.9
+
+
 def test_soft_rows_fade_and_go(monkeypatch):
-    """With labels enough the graph is not even built: the head is that of the labels alone."""
+    """With labels enough none are spread: without entropies the head is that of the labels alone."""
     embeddings, labels = clusters({"a": 120, "b": 120}, n_features=4, noise=2.0)
     monkeypatch.setattr(head_module, "entry_points", None)
+    monkeypatch.setattr(head_module, "ENTROPY_WEIGHT", 0.0)
     result = fit_and_evaluate(embeddings, labels, unlabeled=clusters({"x": 50}, n_features=4)[0], strengths=[10.0])
     alone = head_module.fit_head(embeddings, labels, space=result.head.space, strength=10.0)
     np.testing.assert_allclose(result.head.weights * result.temperature, alone.weights, atol=1e-3)
