@@ -35,8 +35,11 @@ SOFT_LABELS = 100.0
 LEAST_SOFT_SHARE = 0.01
 """Below this share of the labels' weight the soft rows are left out: they only cost time."""
 
-MAX_UNLABELED_ROWS = 512
-"""Unlabeled rows that are trained on; twice as many change held-out accuracy by less than a point."""
+MAX_UNLABELED_ROWS = 2048
+"""Unlabeled rows that the head is trained on, a sample of more."""
+
+MAX_FOLD_ROWS = 512
+"""Unlabeled rows that the heads of the cross-validation are trained on: there are five times as many of them."""
 
 ENTROPY_WEIGHT = 0.3
 """The entropies of all unlabeled rows together weigh as much as so many times the labels."""
@@ -181,21 +184,20 @@ def fit_and_evaluate(
     space = pool.space(weight)
     features = space.features(embeddings)
     folds = _deal_folds(targets, random_state=random_state)
-    problem = _with_soft_rows(pool, weight, indices, features, targets, folds)
-    solution = problem.start()
-    if folds is None:
-        return FitResult(problem.head(classes, DEFAULT_STRENGTH, start=solution), None, weight, temperature=1.0)
+    held_out, everything = _problems(pool, weight, indices, features, targets, folds)
+    if folds is None or held_out is None:
+        return FitResult(everything.head(classes, DEFAULT_STRENGTH), None, weight, temperature=1.0)
 
     evaluated = np.flatnonzero(folds >= 0)
-    lowest, best = np.inf, DEFAULT_STRENGTH
+    lowest, solution, best = np.inf, None, DEFAULT_STRENGTH
     for strength in sorted(strengths, reverse=True):
-        candidate, logits = problem.out_of_fold(folds, strength, start=solution)
+        candidate, logits = held_out.out_of_fold(folds, strength, start=solution)
         found = fit_temperature(logits[evaluated], targets[evaluated])
         judged = _evaluate(logits / found, targets, folds)
         if judged.log_loss >= lowest:
             break
         best, lowest, solution, temperature, evaluation = strength, judged.log_loss, candidate, found, judged
-    head = problem.head(classes, best, start=solution, temperature=temperature)
+    head = everything.head(classes, best, temperature=temperature)
     return FitResult(head, evaluation, weight, temperature)
 
 
@@ -293,54 +295,58 @@ def _class_weights(targets: NDArray[np.intp]) -> Floats:
     return weights
 
 
-def _with_soft_rows(
+def _problems(
     pool: Pool,
     detail_weight: float,
     rows: NDArray[np.intp],
     features: Features,
     targets: NDArray[np.intp],
     folds: NDArray[np.intp] | None,
-) -> _Problem:
-    """The labeled rows, then unlabeled ones with their soft labels, for every fold and, last, for all labels."""
+) -> tuple[_Problem | None, _Problem]:
+    """Those of the folds, None without folds, and that of all labels: the labeled rows, then unlabeled ones."""
     n_labels, n_classes = len(rows), int(targets.max()) + 1
     n_folds = 0 if folds is None else int(folds.max()) + 1
     one_hot = np.eye(n_classes)[targets]  # (n, C)
-    trained = np.ones((n_labels, n_folds + 1))  # (n, F)
+    trained = np.ones((n_labels, n_folds + 1))  # (n, F + 1), all labels last
     if folds is not None:
         trained[:, :-1] = folds[:, None] != np.arange(n_folds)
     trained *= _class_weights(targets)[targets, None]
     space = pool.space(detail_weight)
-    targets_of_rows = np.repeat(one_hot[:, None], n_folds + 1, axis=1)  # (n, F, C)
+    axes = pool.axes(detail_weight)[:, : max(LEAST_AXES, n_labels)]
     graph = pool.graph(detail_weight)
     unlabeled = np.flatnonzero(~np.isin(graph.rows, rows))
-    unlabeled = unlabeled[evenly_spaced(len(unlabeled), MAX_UNLABELED_ROWS)]
     mass = SOFT_LABELS * n_classes / n_labels
-    if mass < LEAST_SOFT_SHARE * n_labels:
-        soft: Floats = np.zeros((len(unlabeled), n_folds + 1, n_classes))
-    else:
+    soft: Floats = np.zeros((len(graph.rows), n_folds + 1, n_classes))  # (M, F + 1, C)
+    if mass >= LEAST_SOFT_SHARE * n_labels:
         starts = entry_points(graph, rows, features) @ (trained[:, :, None] * one_hot[:, None]).reshape(n_labels, -1)
-        spread = spread_labels(graph, starts.reshape(len(graph.rows), n_folds + 1, n_classes))  # (M, F, C)
-        soft = spread[unlabeled]
-    confidence = np.maximum((soft.max(axis=2) - 1 / n_classes) / (1 - 1 / n_classes), 0)  # (U, F)
-    return _Problem(
-        space,
-        np.concatenate([features, graph.features[unlabeled]]),
-        np.concatenate([targets_of_rows, soft]),
-        np.concatenate([trained, confidence * mass / max(len(unlabeled), 1)]),
-        n_unlabeled=len(unlabeled),
-        axes=pool.axes(detail_weight)[:, : max(LEAST_AXES, n_labels)],
-    )
+        soft = spread_labels(graph, starts.reshape(soft.shape))
+
+    def problem(columns: slice, n_unlabeled: int) -> _Problem:
+        chosen = unlabeled[evenly_spaced(len(unlabeled), n_unlabeled)]
+        arrived = soft[chosen, columns]
+        confidence = np.maximum((arrived.max(axis=2) - 1 / n_classes) / (1 - 1 / n_classes), 0)  # (U, F)
+        return _Problem(
+            space,
+            np.concatenate([features, graph.features[chosen]]),
+            np.concatenate([np.repeat(one_hot[:, None], arrived.shape[1], axis=1), arrived]),
+            np.concatenate([trained[:, columns], confidence * mass / max(len(chosen), 1)]),
+            n_unlabeled=len(chosen),
+            axes=axes,
+        )
+
+    of_folds = problem(slice(None, -1), MAX_FOLD_ROWS) if n_folds else None
+    return of_folds, problem(slice(-1, None), MAX_UNLABELED_ROWS)
 
 
 class _Problem:
     """Logistic regression on one set of rows, prepared once and solved for several strengths and folds.
 
-    Every row has a soft target and a weight in each of F problems: those of the folds and, last, that of all labels.
-    The last `n_unlabeled` rows are those whose entropies are minimised along. Two rewritings make it fast and change
-    nothing in the result. As the bias is free, rows may be centred. As the penalty is on ‖W‖², the optimal weights lie
-    in the span of the rows (representer theorem), so the rows may be expressed in their principal axes: min(N - 1, D)
-    numbers each, or fewer with `axes` (D, R), which leave out what hardly varies. There the Hessian is near diagonal,
-    and scaling every axis by it saves L-BFGS most of its steps.
+    Every row has a soft target and a weight in each of F problems. The last `n_unlabeled` rows are those whose
+    entropies are minimised along. Two rewritings make it fast and change nothing in the result. As the bias is free,
+    rows may be centred. As the penalty is on ‖W‖², the optimal weights lie in the span of the rows (representer
+    theorem), so the rows may be expressed in their principal axes: min(N - 1, D) numbers each, or fewer with `axes`
+    (D, R), which leave out what hardly varies. There the Hessian is near diagonal, and scaling every axis by it saves
+    L-BFGS most of its steps.
     """
 
     def __init__(
@@ -356,47 +362,44 @@ class _Problem:
         self.space = space
         self.targets = targets  # (N, F, C), rows sum to 1
         self.weights = weights  # (N, F)
-        self.n_labeled = len(features) - n_unlabeled
+        self.unlabeled = slice(len(features) - n_unlabeled, None) if n_unlabeled else slice(0)
         self.mean = features.mean(axis=0, dtype=np.float64)  # (D,)
         centred = features - self.mean
         self.axes = principal_axes(centred) if axes is None else axes  # (D, R)
         self.coordinates = centred @ self.axes  # (N, R)
-        self.shares: Floats | None = None  # (F, C), mean probabilities of the unlabeled rows without their entropies
+        self.shares: Floats | None = None  # (F, C), what the mean probabilities of the unlabeled rows are held at
 
-    def start(self) -> Floats:
-        """The solution of all problems without entropies, from which others begin, as entropies have several minima."""
-        solution = self._solve(slice(None), DEFAULT_STRENGTH, start=None, tolerance=_CV_TOLERANCE)
-        if self.n_labeled < len(self.coordinates):
-            logits = np.tensordot(self.coordinates[self.n_labeled :], solution[:-1], axes=1) + solution[-1]
-            self.shares = np.maximum(_softmax(logits).mean(axis=0), _LEAST_SHARE)
-        return solution
-
-    def head(
-        self, classes: tuple[str, ...], strength: float, *, start: Floats | None = None, temperature: float = 1.0
-    ) -> Head:
-        """The head fitted on all labels; `start` is a solution of all problems at about this strength."""
-        first = None if start is None else start[:, -1:]
-        solution = self._solve(slice(-1, None), strength, start=first, tolerance=_FIT_TOLERANCE) / temperature
-        weights = solution[:-1, 0].T @ self.axes.T  # (C, D)
-        bias = solution[-1, 0] - weights @ self.mean  # (C,)
+    def head(self, classes: tuple[str, ...], strength: float, *, temperature: float = 1.0) -> Head:
+        """The head of the last problem."""
+        solution = self._solve(strength, start=None, tolerance=_FIT_TOLERANCE)[:, -1] / temperature
+        weights = solution[:-1].T @ self.axes.T  # (C, D)
+        bias = solution[-1] - weights @ self.mean  # (C,)
         return Head(classes, weights.astype(np.float32), bias.astype(np.float32), self.space, float(strength))
 
     def out_of_fold(self, folds: NDArray[np.intp], strength: float, *, start: Floats | None) -> tuple[Floats, Floats]:
-        """The solution of all problems, a start for the next strength, and the labels' held-out logits (n, C)."""
-        solution = self._solve(slice(None), strength, start=start, tolerance=_CV_TOLERANCE)
+        """The solution, as the next strength's start, and the labels' held-out logits (n, C); one problem per fold."""
+        solution = self._solve(strength, start=start, tolerance=_CV_TOLERANCE)
         logits = np.full((len(folds), self.targets.shape[2]), np.nan)
-        for fold in range(solution.shape[1] - 1):
+        for fold in range(solution.shape[1]):
             held_out = np.flatnonzero(folds == fold)
             logits[held_out] = self.coordinates[held_out] @ solution[:-1, fold] + solution[-1, fold]
         return solution, logits
 
-    def _solve(self, problems: slice, strength: float, *, start: Floats | None, tolerance: float) -> Floats:
-        """Weights and, last, bias (R + 1, F, C) of F of the problems at once.
+    def _solve(self, strength: float, *, start: Floats | None, tolerance: float) -> Floats:
+        """Weights and, last, bias (R + 1, F, C); from the solution without entropies where no `start` is given.
 
-        The problems do not touch each other: their sum is minimised in one run, which pays Python's overhead once.
+        With entropies there are several minima, of which the one nearest to that solution is wanted.
         """
-        targets, row_weights = self.targets[:, problems], self.weights[:, problems]
-        shares = None if self.shares is None else self.shares[problems]
+        if start is None and len(self.coordinates[self.unlabeled]):
+            self.shares = None
+            start = self._minimise(strength, start=None, tolerance=_CV_TOLERANCE)
+            logits = np.tensordot(self.coordinates[self.unlabeled], start[:-1], axes=1) + start[-1]  # (U, F, C)
+            self.shares = np.maximum(_softmax(logits).mean(axis=0), _LEAST_SHARE)
+        return self._minimise(strength, start=start, tolerance=tolerance)
+
+    def _minimise(self, strength: float, *, start: Floats | None, tolerance: float) -> Floats:
+        """All problems at once: they do not touch each other, and one run pays Python's overhead once."""
+        targets, row_weights, shares, unlabeled = self.targets, self.weights, self.shares, self.unlabeled
         n_rows, n_problems, n_classes = targets.shape
         shape = (self.coordinates.shape[1] + 1, n_problems, n_classes)
         features = np.hstack([self.coordinates, np.ones((n_rows, 1))])  # (N, R + 1)
@@ -405,8 +408,7 @@ class _Problem:
         share = row_weights.mean(axis=1) / total  # (N,)
         curvature = np.append(share @ self.coordinates**2, 1.0) / n_classes + penalty
         unscale = 1 / np.sqrt(curvature)[:, None]
-        unlabeled = slice(self.n_labeled, None)
-        doubt = ENTROPY_WEIGHT * row_weights[: self.n_labeled].sum(axis=0)[:, None] / total  # (F, 1)
+        doubt = ENTROPY_WEIGHT * row_weights[: unlabeled.start].sum(axis=0)[:, None] / total  # (F, 1)
 
         def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
             weights = flat.reshape(shape[0], -1) * unscale  # (R + 1, F·C)
@@ -456,7 +458,7 @@ def _doubt(probabilities: Floats, logs: Floats, shares: Floats) -> tuple[Floats,
 
 
 def _softmax(logits: Floats) -> Floats:
-    """Probabilities (N, C) of logits (N, C), safe for large logits."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: Floats = exponentials / exponentials.sum(axis=1, keepdims=True)
+    """Probabilities of logits, classes on the last axis, safe for large logits."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: Floats = exponentials / exponentials.sum(axis=-1, keepdims=True)
     return probabilities
