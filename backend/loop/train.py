@@ -175,7 +175,9 @@ class Trainer:
             validation_filter=str(wanted) if wanted else None,
             validation_tasks=len((split.task_ids if split else frozenset()).union(labels.validation)),
             validation_labels=measured.n_tasks if measured else 0,
-            validation_note=describe(wanted, labels, split, measured) if wanted else None,
+            validation_note=(
+                describe(wanted, labels, split, measured, n_others=len(labeled) + len(plan.pool)) if wanted else None
+            ),
             learning_curve=[asdict(point) for point in curve],
             forecast=outlook,
             n_suspects=len(suspects),

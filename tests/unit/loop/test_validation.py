@@ -155,7 +155,7 @@ def test_accuracy_is_the_share_of_tops_that_are_the_label() -> None:
     assert found.accuracy == pytest.approx(1 / 3)
     assert found.interval == wilson_interval(1, 3)
     assert found.kind == "measured on 3 validation tasks"
-    assert describe(BY_DATA, labels, None, found) == (
+    assert describe(BY_DATA, labels, None, found, n_others=1) == (
         "1 of 3 validation tasks have a class no training label has yet and count as wrong: 'wolf' (1)"
     )
 
@@ -239,6 +239,14 @@ def test_a_project_that_is_all_validation_has_an_empty_window(split: World) -> N
     record = retrain(split)
     assert (record.kind, record.labels_used, list(record.window), record.accuracy) == ("seed", 0, [], None)
     assert record.validation_note == (
+        "no usable task is outside data.split=val, so there is none to label and train on: narrow VALIDATION_FILTER"
+    )
+
+
+def test_a_labeled_split_waits_for_a_model(split: World) -> None:
+    """Two validation tasks are labeled, nothing else: it is said what they wait for."""
+    label(split, cat=[5], dog=[11])
+    assert retrain(split).validation_note == (
         "2 validation tasks are labeled; they are measured once two classes have training labels and the images are "
         "embedded"
     )
