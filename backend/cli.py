@@ -117,9 +117,12 @@ def suspects(
             f"task {item['task_id']}: labeled {item['label']!r} ({item['probability']:.1%}), "
             f"looks like {item['suggested_label']!r} ({item['suggested_probability']:.1%})  {item['link']}"
         )
+    if not found.n_labels:
+        typer.echo(f"no label is judged yet: {found.model_version} has too few, at least two classes need some")
+        return
     rest = found.n_suspects - len(found.suspects)
-    more = f", {rest} more are not listed" if rest else ""
-    typer.echo(f"{found.n_suspects} suspected labels in {found.model_version}{more}")
+    more = f"; {rest} more are not listed" if rest else ""
+    typer.echo(f"{found.n_suspects} of {found.n_labels} labels suspected in {found.model_version}{more}")
 
 
 @app.command()
