@@ -199,6 +199,9 @@ class Trainer:
             project_id, version, len(labeled), len(plan.pool),
             "-" if record.accuracy is None else f"{record.accuracy:.2f}", watch.total, watch,
         )  # fmt: skip
+        said_before = previous.forecast if previous else None
+        if outlook and outlook["verdict"] != (said_before or {}).get("verdict"):
+            logger.info("outlook project=%d verdict=%s: %s", project_id, outlook["verdict"], outlook["suggestion"])
         return record
 
     def _curve(

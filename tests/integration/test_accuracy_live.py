@@ -15,17 +15,23 @@ MakeProject = Callable[..., LabelingProject]
 COLOURS = ("red", "green", "blue")
 
 
-def test_a_wrong_label_is_suspected_until_it_is_corrected_or_confirmed(project: LabelingProject) -> None:
-    """One of 18 labels is wrong: it alone is listed, with a link to its task; a person's word takes it off."""
-    wrong = project.status()["window"][0]
-    right = colour_of(project, wrong)
-    other = COLOURS[COLOURS.index(right) - 1]
-    annotation = None
-    for task in project.tasks():
-        label = other if task["id"] == wrong else colour_of(project, task["id"])
-        made = project.annotate(task["id"], label)
-        annotation = made if task["id"] == wrong else annotation
+def test_a_wrong_label_is_suspected_until_it_is_corrected_or_confirmed(
+    make_project: MakeProject, services: Services
+) -> None:
+    """One of 18 imported labels is wrong: it alone is listed, with a link to its task; a person's word takes it off."""
+    project = make_project([], connect=False)
+    tasks = [
+        {
+            "data": {"image": data_uri(picture(COLOURS[i % 3], i)), "number": i},
+            "annotations": [{"result": project.result("blue" if i == 0 else COLOURS[i % 3])}],
+        }
+        for i in range(18)
+    ]
+    project.stack.call("POST", f"/api/projects/{project.id}/import", json=tasks)
+    services.connector.connect(project.id)
     status = project.wait(lambda status: status["labels_used"] == 18)
+    (first,) = (task for task in project.tasks() if task["data"]["number"] == 0)
+    wrong, other, right = first["id"], "blue", "red"
     link = f"{project.stack.facts['label_studio_url']}/projects/{project.id}/data?task={wrong}"
     (suspect,) = status["suspects"]
     assert (suspect["task_id"], suspect["label"], suspect["suggested_label"]) == (wrong, other, right)
@@ -35,7 +41,7 @@ def test_a_wrong_label_is_suspected_until_it_is_corrected_or_confirmed(project: 
     assert done.stdout.startswith(f"task {wrong}: labeled '{other}' (")
     assert link in done.stdout.splitlines()[0]
 
-    path = f"/api/annotations/{annotation}/"
+    path = f"/api/annotations/{first['annotations'][0]['id']}/"
     project.stack.call("PATCH", path, json={"ground_truth": True})
     project.wait(lambda status: status["n_suspects"] == 0)
     project.stack.call("PATCH", path, json={"ground_truth": False})
