@@ -6,8 +6,8 @@ and the family to extrapolate with (Viering & Loog 2021, https://arxiv.org/abs/2
 extrapolation fails). Three numbers cannot be had from a dozen noisy measurements, so none is picked: every curve of a
 grid is weighed by how well it explains them, and what is reported are quantiles over all curves.
 
-A real curve is no exact power law. How it went so far tells only roughly how fast it goes on, so from today on the exponent
-of each curve is taken times a factor, log-normal around 1.
+A real curve is no exact power law. How it went so far tells only roughly how fast it goes on, so from today on the
+exponent of each curve is taken times a factor, log-normal around 1.
 """
 
 from __future__ import annotations
@@ -170,11 +170,13 @@ def forecast(
     aim = f"an estimated {target:.1%}" if shared_error else f"{target:.1%}"
     if gain < LITTLE_GAIN and gain_at_most < MAX_CHANCE_GAIN:
         text = f"Stop, unless every tenth of a point counts: {told}."
+        if needed is None:
+            text += f" More labels alone hardly lead to {aim}: look at the suspected labels, or try another backbone."
         return Forecast(target, horizon, needed, interval, reason, gain, gain_at_most, "little_gain", text)
     if needed is None or interval is None:
         text = f"Go on: {told}; labels needed for {aim} are unknown, for {reason}."
     elif needed == 0:
-        doubt = _confirmable(shares[-1], counts[-1], target, shared_error)
+        doubt = _confirmable(counts[-1], target, shared_error)
         text = f"Go on a little: the accuracy is about {aim}, but may still lie below it{doubt}."
     else:
         text = f"Go on: about {_more_labels(needed)} to {aim} ({_in_words(interval)}); {told}."
@@ -246,18 +248,15 @@ def _in_words(interval: tuple[int, int | None]) -> str:
     return f"{low} to {high}" if low else f"{least}, {high} at most"
 
 
-def _confirmable(accuracy: float, n_evaluated: float, target: float, shared_error: float) -> str:
-    """How many images to measure on to tell whether an accuracy about the target is above it, as part of a sentence."""
+def _confirmable(n_evaluated: float, target: float, shared_error: float) -> str:
+    """What it takes to tell whether an accuracy about the target is above it, as part of a sentence."""
     if shared_error:
-        return "; measured on a validation split it would be known"
-    told = f"; {int(n_evaluated)} validation tasks are too few to tell"
-    if accuracy <= target:
-        return told
-    # Wilson's lower bound is the target where a score test of the target rejects just so: (p - t)² = z²·t·(1 - t) / n.
-    n = float(ndtri(0.975) ** 2 * target * (1 - target) / (accuracy - target) ** 2)
-    # A figure with more digits would promise that the accuracy stays as it is.
-    step = 10 ** max(int(np.log10(n)) - 1, 0)
-    return f"{told}, about {int(np.ceil(n / step)) * step} might"
+        return "; a validation split would tell"
+    # All n right, the lower end of Wilson's interval is n / (n + z²): the target with z²·t / (1 - t) images.
+    fewest = int(np.ceil(float(ndtri(0.975)) ** 2 * target / (1 - target)))
+    if n_evaluated < fewest:
+        return f"; {n_evaluated:.0f} validation tasks cannot tell, that takes {fewest} at least, even if all were right"
+    return f"; more validation tasks than {n_evaluated:.0f} would tell"
 
 
 def _labels_needed(

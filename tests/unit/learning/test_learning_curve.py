@@ -108,6 +108,9 @@ def test_a_flat_curve_says_stop() -> None:
     assert found.gain_at_most is not None
     assert found.expected_gain <= found.gain_at_most < 0.02
     assert found.suggestion.startswith("Stop, unless")
+    assert "More labels alone hardly lead to 95.0%" in found.suggestion
+    reached = told(n, power_law(n, 0.9, 20.0, 2.0), 2000, 0.899)
+    assert (reached.verdict, "alone" in reached.suggestion) == ("little_gain", False)
 
 
 def test_the_target_is_reached_when_even_the_lower_bound_is_above_it() -> None:
@@ -246,17 +249,25 @@ def test_an_estimate_is_called_one() -> None:
     assert told(n, high, 1000, 0.93, shared_error=0.03).verdict == "target_reached"
 
 
-def test_too_few_validation_tasks_are_said_with_how_many_might_do() -> None:
-    """39 of 40 are right, 0.975 (at least 0.871): for 0.95, 3.84 · 0.95 · 0.05 / 0.025² = 292 are needed, "about 300".
-
-    So says Wilson's interval: 312 of 320 is at least 0.95, 273 of 280 is not.
-    """
-    n = np.array([12.0, 15, 18, 22, 27, 32, 40])
-    accuracies = np.array([0.8, 0.825, 0.875, 0.9, 0.95, 0.95, 0.975])
-    found = told(n, accuracies, 40, 0.95)
+@pytest.mark.parametrize(
+    ("n_images", "shared_error", "end"),
+    [
+        (40, 0.0, "; 40 validation tasks cannot tell, that takes 73 at least, even if all were right."),
+        (80, 0.0, "; more validation tasks than 80 would tell."),
+        (80, 0.03, "; a validation split would tell."),
+    ],
+)
+def test_an_accuracy_about_the_target_is_said_with_what_would_tell(
+    n_images: int, shared_error: float, end: str
+) -> None:
+    """0.975 may lie below 0.95. 73 of 73 right is at least 0.95, 72 of 72 is not, so fewer can never reach it."""
+    n = np.array([12.0, 15, 18, 22, 27, 32, 40, 48])
+    accuracies = np.array([0.8, 0.825, 0.875, 0.9, 0.95, 0.95, 0.975, 0.975])
+    found = told(n, accuracies, n_images, 0.95, shared_error=shared_error)
     assert (found.verdict, found.labels_needed) == ("go_on", 0)
-    assert found.suggestion.endswith("; 40 validation tasks are too few to tell, about 300 might.")
-    assert wilson_interval(312, 320)[0] > 0.95 > wilson_interval(273, 280)[0]
+    assert found.suggestion.startswith("Go on a little: ")
+    assert found.suggestion.endswith(end)
+    assert wilson_interval(73, 73)[0] >= 0.95 > wilson_interval(72, 72)[0]
 
 
 @pytest.mark.parametrize(
