@@ -177,7 +177,8 @@ def forecast(
         text = f"Go on: {told}; labels needed for {aim} are unknown, for {reason}."
     elif needed == 0:
         doubt = _confirmable(counts[-1], target, shared_error)
-        text = f"Go on a little: the accuracy is about {aim}, but may still lie below it{doubt}."
+        which = "estimated accuracy" if shared_error else "accuracy"
+        text = f"Go on a little: the {which} is about {target:.1%}, but may still lie below it{doubt}."
     else:
         text = f"Go on: about {_more_labels(needed)} to {aim} ({_in_words(interval)}); {told}."
     return Forecast(target, horizon, needed, interval, reason, gain, gain_at_most, "go_on", text)

@@ -14,7 +14,7 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs, ProjectLock
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
-from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
+from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import LabelStudioError
 from backend.loop.embed import Embedder, missing_tasks
@@ -96,6 +96,7 @@ class Trainer:
             fields = wanted.fields if wanted else ()
             annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
             labels = read_labels(config, annotated)
+            confirmed = ground_truth_tasks(annotated) | agreed_tasks(config, annotated, labels)
             split = self._embedder.validation_split(project_id, config.image_field)
         with watch.stage("embeddings"):
             table = self._table(project_id, annotated, labels)
@@ -140,7 +141,7 @@ class Trainer:
                 horizon=self._settings.window_size,
                 n_unlabeled=len(plan.pool),
             )
-            suspects = list_suspects(plan, table, labels, confirmed=ground_truth_tasks(annotated))
+            suspects = list_suspects(plan, table, labels, confirmed=confirmed)
         entries = self._entries(config, plan)
         version = self._registry.new_version(project_id, len(labeled), self._now())
         record = VersionRecord(

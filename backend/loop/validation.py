@@ -131,4 +131,4 @@ def how_to_label(wanted: ValidationFilter) -> str:
     """How a person gives the split its labels."""
     if wanted.field:
         return "label them in a Data Manager tab filtered by it, with Label Tasks As Displayed"
-    return "set ground_truth on some annotations, in Label Studio's editor or through its API"
+    return "set ground_truth on some annotations, when importing them or through Label Studio's API"

@@ -41,6 +41,10 @@ def test_a_wrong_label_is_suspected_until_it_is_corrected_or_confirmed(
     assert done.stdout.startswith(f"task {wrong}: labeled '{other}' (")
     assert link in done.stdout.splitlines()[0]
 
+    second = project.annotate(wrong, other)
+    project.wait(lambda status: status["n_suspects"] == 0)
+    project.stack.call("DELETE", f"/api/annotations/{second}/")
+    project.wait(lambda status: status["n_suspects"] == 1)
     path = f"/api/annotations/{first['annotations'][0]['id']}/"
     project.stack.call("PATCH", path, json={"ground_truth": True})
     project.wait(lambda status: status["n_suspects"] == 0)

@@ -145,6 +145,21 @@ def test_status_is_json(built: World) -> None:
     assert json.loads(done.output)["project_id"] == 1
 
 
+def test_a_window_takes_one_line_of_the_status() -> None:
+    """Lists of numbers are not spread over as many lines; nothing else is touched, and it stays the same JSON."""
+    status = {
+        "window": [3, 1, 2],
+        "accuracy_interval": [0.5, 1e-06],
+        "note": "[\n1]",
+        "suspects": [{"id": 1}],
+        "no": [],
+    }
+    text = cli._lists_of_numbers_in_one_line(json.dumps(status, indent=2))
+    assert json.loads(text) == status
+    assert '  "window": [3, 1, 2],\n  "accuracy_interval": [0.5, 1e-06],\n' in text
+    assert '"suspects": [\n' in text
+
+
 @pytest.fixture
 def mislabeled(built: World) -> World:
     """Ten reds are cats and ten greens dogs, but task 1, a red, is a dog; one version is published."""

@@ -304,6 +304,16 @@ def test_a_label_confirmed_as_ground_truth_is_not_listed_again(mislabeled: World
     assert retrain(mislabeled).n_suspects == 0
 
 
+def test_a_label_given_twice_is_not_listed_again(mislabeled: World) -> None:
+    """A skip confirms nothing; a second annotation that says dog too does."""
+    retrain(mislabeled)
+    mislabeled.label_studio.annotate(1, 3, None, skipped=True)
+    assert retrain(mislabeled).n_suspects == 1
+    label(mislabeled, dog=[3])
+    record = retrain(mislabeled)
+    assert (record.n_suspects, record.labels_by_class) == (0, {"cat": 9, "dog": 11})
+
+
 def test_wrong_labels_of_the_validation_split_are_suspected_too(animals: World) -> None:
     """They spoil every measurement; judged by the head, which never saw them."""
     animals.label_studio[1].fields[3] = {"split": "val"}
