@@ -238,6 +238,8 @@ class Doctor:
         """Whether Label Studio orders by predictions that exist and are the published ones."""
         name = f"{label}queue"
         published = self._registry.published_record(project.id)
+        if published is None and not project.n_tasks:
+            return Check(name, True, "nothing to order: the project has no tasks yet")
         if published is None:
             return Check(
                 name, False, "no version published yet", "wait for the embedding to finish; the worker's log shows it"

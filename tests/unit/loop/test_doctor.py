@@ -298,6 +298,16 @@ def test_no_version_yet(world: World, serve: Callable[[App], str]) -> None:
     assert "worker" in str(check.cure)
 
 
+def test_a_project_just_made_is_no_failure(world: World, serve: Callable[[App], str]) -> None:
+    """Without tasks there is nothing to embed or to wait for; that images are to be imported is said once."""
+    fresh = world.again(backend_url=serve(OURS))
+    fresh.label_studio.add_project(1, [])
+    fresh.services.connector.connect(1)
+    found = checks(fresh)
+    assert found["project 1: queue"].ok
+    assert found["project 1: images"].warning
+
+
 def test_everything_labeled_is_well(healthy: World) -> None:
     """An empty window needs no predictions."""
     for task_id in (1, 2, 3, 4):
