@@ -14,6 +14,7 @@ from backend.errors import SettingsError
 from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.learning.intervals import wilson_interval
+from backend.loop.score import LAST
 from backend.loop.train import CROSS_VALIDATED
 from backend.loop.validation import Measurement, describe, keep_aside, measure
 from backend.schema import (
@@ -204,6 +205,24 @@ def test_validation_labels_measure_and_do_not_train(split: World) -> None:
     assert head is not None
     assert head_without is not None
     np.testing.assert_array_equal(head.weights, head_without.weights)
+
+
+def test_a_validation_task_that_is_opened_shows_no_prediction(split: World) -> None:
+    """Label Studio asks for one when somebody opens a task: 5 is in the split, 3 is not, 4 has no such field.
+
+    The answer would be a pre-label, and its score would put the task into the queue.
+    """
+    label(split, cat=[1, 2], dog=[7, 8])
+    record = retrain(split)
+    asked: list[dict[str, Any]] = [{"id": task_id, "data": {"image": REDS[task_id - 1]}} for task_id in (5, 3, 4)]
+    asked[0]["data"]["split"], asked[1]["data"]["split"] = "val", "train"
+    config = split.label_studio[1].project.label_config
+    kept_aside, other, bare = split.services.predictor.predict(1, config, asked)
+    assert kept_aside == {"result": [], "score": LAST, "model_version": record.version}
+    assert [answer["result"][0]["value"]["choices"] for answer in (other, bare)] == [["cat"], ["cat"]]
+    without = split.again(validation_filter=None)
+    retrain(without)
+    assert all(answer["result"] for answer in without.services.predictor.predict(1, config, asked))
 
 
 def test_a_class_only_the_split_has_counts_as_wrong_and_is_named(split: World) -> None:
