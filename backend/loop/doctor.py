@@ -324,6 +324,11 @@ class Doctor:
             cure = "narrow VALIDATION_FILTER: no task is left to label and train on"
         elif not labels.validation:
             cure = how_to_label(wanted)
+        elif not labels.labels and not wanted.field:
+            cure = (
+                "take ground_truth from most annotations: no other task is labeled, so there is nothing to train on "
+                "(imported annotations are ground truth unless they say false)"
+            )
         yield Check(name, True, found, cure, warning=cure is not None)
 
 

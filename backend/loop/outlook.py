@@ -108,7 +108,8 @@ def list_suspects(
 ) -> list[dict[str, Any]]:
     """All suspected labels, the likeliest error first: trained-on ones judged out of fold, validation ones by the head.
 
-    Labels in `confirmed` (a ground-truth annotation, or two that agree, say that a person looked again) are not listed.
+    Labels in `confirmed` (two annotations agree on them: somebody looked again) are not listed. Ground truth confirms
+    nothing, for Label Studio takes every imported annotation for it unless told otherwise.
     """
     if plan.fitted is None:
         return []

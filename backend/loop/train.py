@@ -29,7 +29,7 @@ from backend.loop.outlook import (
 from backend.loop.projects import register_project
 from backend.loop.rounds import Pools, Round, Stopwatch, plan_round, trainable
 from backend.loop.seed import Seed
-from backend.loop.validation import Measurement, describe, ground_truth_tasks, keep_aside, measure
+from backend.loop.validation import Measurement, describe, keep_aside, measure
 from backend.schema import AnnotatedTask, CurvePoint, Project, QueueEntry, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Trainer:
             fields = wanted.fields if wanted else ()
             annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
             labels = read_labels(config, annotated)
-            confirmed = ground_truth_tasks(annotated) | agreed_tasks(config, annotated, labels)
+            confirmed = agreed_tasks(config, annotated, labels)
             split = self._embedder.validation_split(project_id, config.image_field)
         with watch.stage("embeddings"):
             table = self._table(project_id, annotated, labels)

@@ -413,6 +413,9 @@ def test_ground_truth_is_counted(healthy: World) -> None:
     assert "set ground_truth" in str(check.cure)
     healthy.label_studio.annotate(1, 1, "cat", truth=True)
     healthy.label_studio.annotate(1, 2, None, truth=True)
+    check = checks(filtered(healthy, truth))[SPLIT]
+    assert (check.warning, check.found) == (True, "ground_truth takes 2 of 4 tasks, 1 of these are labeled")
+    assert "nothing to train on (imported annotations are ground truth" in str(check.cure)
     healthy.label_studio.annotate(1, 3, "dog")
     check = checks(filtered(healthy, truth))[SPLIT]
     assert (check.warning, check.found) == (False, "ground_truth takes 2 of 4 tasks, 1 of these are labeled")
