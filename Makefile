@@ -11,10 +11,10 @@ BACKEND_PORT ?= 9090
 RUN_DIR ?= .run
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo web worker connect doctor test lint bench bench-selection lock compose-test clean
+.PHONY: help install dev demo web worker connect doctor status suspects test lint bench bench-selection lock compose-test clean
 
 help:  ## what there is
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z -]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 26
 
 install: $(VENV)/.installed  ## everything the service needs, into .venv
 $(VENV)/.installed: requirements.txt pyproject.toml
@@ -34,11 +34,17 @@ demo: install  ## Redis, Label Studio, web and worker with a project of IMAGES=f
 	@exec $(BIN)/python -m backend demo $(if $(IMAGES),--images "$(IMAGES)") $(if $(LABELS),--labels "$(LABELS)") \
 	  --label-studio-port $(LABEL_STUDIO_PORT) --backend-port $(BACKEND_PORT) --run-dir "$(RUN_DIR)"
 
-web worker doctor: install  ## one part for an existing Label Studio, with settings from .env
+web worker: install  ## one part for an existing Label Studio, with settings from .env
 	@exec $(BIN)/python -m backend $(if $(wildcard .env),--env-file .env) $@
 
+# Without .env they look at the demo.
+SETTINGS := $(addprefix --env-file ,$(firstword $(wildcard .env $(RUN_DIR)/settings.env)))
+
 connect: install  ## attach to a project of an existing Label Studio: make connect PROJECT=3
-	@exec $(BIN)/python -m backend $(if $(wildcard .env),--env-file .env) connect $(PROJECT)
+	@exec $(BIN)/python -m backend $(SETTINGS) connect $(PROJECT)
+
+doctor status suspects: install  ## check every link; how project 3 is: make status PROJECT=3; its labels that look wrong
+	@exec $(BIN)/python -m backend $(SETTINGS) $@ $(PROJECT)
 
 lint: dev  ## ruff, mypy, and the floors of the layout
 	$(BIN)/ruff check .

@@ -97,6 +97,19 @@ def read_labels(config: ChoicesConfig, annotated_tasks: Iterable[AnnotatedTask])
     return TrainingLabels(labels, frozenset(answered), frozenset(skipped), ignored)
 
 
+def agreed_tasks(config: ChoicesConfig, annotated_tasks: Iterable[AnnotatedTask], labels: TrainingLabels) -> set[int]:
+    """The tasks whose label at least two submitted annotations give: a second look came to the same."""
+    return {
+        item.task.id
+        for item in annotated_tasks
+        if item.task.id in labels.labels
+        and [_choice_of(config, annotation) for annotation in item.annotations if not annotation.was_cancelled].count(
+            labels.labels[item.task.id]
+        )
+        >= 2
+    }
+
+
 def prediction_result(config: ChoicesConfig, probabilities: Mapping[str, float]) -> list[dict[str, Any]]:
     """The `result` of a Label Studio prediction: the likeliest label, its confidence and that of every class."""
     label = max(probabilities, key=lambda name: probabilities[name])

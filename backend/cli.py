@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import sys
 import time
@@ -94,7 +95,8 @@ def status(context: typer.Context, project: Annotated[int, typer.Argument(help="
     """Print a project's status as JSON."""
     from backend.services import Services
 
-    typer.echo(json.dumps(Services(_settings(context, quiet=True)).status.project(project), indent=2))
+    found = json.dumps(Services(_settings(context, quiet=True)).status.project(project), indent=2, ensure_ascii=False)
+    typer.echo(_lists_of_numbers_in_one_line(found))
 
 
 @app.command()
@@ -117,9 +119,12 @@ def suspects(
             f"task {item['task_id']}: labeled {item['label']!r} ({item['probability']:.1%}), "
             f"looks like {item['suggested_label']!r} ({item['suggested_probability']:.1%})  {item['link']}"
         )
+    if not found.n_labels:
+        typer.echo(f"no label is judged yet: {found.model_version} has too few, at least two classes need some")
+        return
     rest = found.n_suspects - len(found.suspects)
-    more = f", {rest} more are not listed" if rest else ""
-    typer.echo(f"{found.n_suspects} suspected labels in {found.model_version}{more}")
+    more = f"; {rest} more are not listed" if rest else ""
+    typer.echo(f"{found.n_suspects} of {found.n_labels} labels suspected in {found.model_version}{more}")
 
 
 @app.command()
@@ -249,6 +254,11 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _lists_of_numbers_in_one_line(text: str) -> str:
+    """Indented JSON in which a window of 30 tasks takes one line and not 30; line breaks stand outside strings only."""
+    return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -35,7 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.addresses import forbidden_except
-from backend.config import Settings, process_environment
+from backend.config import Settings, describe_settings, process_environment
 from backend.errors import BackendError
 from backend.services import Services
 
@@ -171,6 +171,7 @@ class Demo:
             WEBHOOK_SECRET="",
             DATA_DIR=str(self._run_dir / "data"),
         )
+        _write_private(self._run_dir / "settings.env", settings_file(environment))
         services = Services(Settings.from_mapping(environment))
         with closing(services):
             project_id = self._prepare_project(services, images, environment)
@@ -465,6 +466,16 @@ class _Process:
         with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
+
+
+def settings_file(environment: Mapping[str, str]) -> str:
+    """The settings among these variables as a file for --env-file, so that other commands can look at this demo."""
+    lines = []
+    for name, _, _ in describe_settings():
+        if environment.get(name):
+            value = environment[name].replace("\\", "\\\\").replace("'", "\\'")
+            lines.append(f"{name}='{value}'\n")
+    return "".join(lines)
 
 
 def labeling_config(labels: Sequence[str]) -> str:

@@ -115,10 +115,12 @@ class ValidationFilter:
 
         Numbers, true and false are compared as JSON writes them: `data.fold=3`, `data.held_out=true`.
         """
-        if not self.field or self.field not in fields:
-            return False
+        return bool(self.field) and self.field in fields and self.text_of(fields) == self.value
+
+    def text_of(self, fields: Mapping[str, Any]) -> str:
+        """What stands in the field, as a filter would write it. Raises KeyError without the field."""
         found = fields[self.field]
-        return (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)) == self.value
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
     def __str__(self) -> str:
         return f"data.{self.field}={self.value}" if self.field else self.GROUND_TRUTH

@@ -22,7 +22,7 @@ import numpy as np
 from backend.adapters.backbones import load_backbone
 from backend.config import Settings
 from backend.learning.head import fit_and_evaluate
-from backend.learning.learning_curve import fit_curves
+from backend.learning.learning_curve import CONFIDENCE_ERROR, fit_curves
 from backend.learning.suspects import find_suspects
 from backend.loop.simulate import LabeledImages, Simulation, embed_folder
 from benchmarks import RESULTS
@@ -31,7 +31,7 @@ STOPS = (*range(10, 31, 2), *range(33, 241, 3), *range(260, 401, 20))
 """Numbers of labels at which a round is run: as often as the curve needs, not at every label, which takes hours."""
 
 SHOWN = (30, 60, 120, 240)
-FORECASTS = ((60, 120), (120, 240))
+FORECASTS = ((30, 60), (60, 120), (120, 240))
 SUSPECT_BUDGETS = (60, 120, 400)
 FLIPPED = (0.0, 0.05, 0.1)
 
@@ -145,7 +145,7 @@ def _forecasts(histories: Sequence[Sequence[dict[str, float]]], n_held_out: int)
     """For each series: what is foreseen `later` from the points up to `now`, against the held-out accuracy then."""
     for now, later in FORECASTS:
         for series in ("held_out", "expected", "cross_validated"):
-            errors, inside, n_unknown = [], [], 0
+            errors, inside, widths, n_unknown = [], [], [], 0
             for history in histories:
                 past = [point for point in history if point["labels"] <= now]
                 then = [point["held_out"] for point in history if point["labels"] == later]
@@ -153,7 +153,8 @@ def _forecasts(histories: Sequence[Sequence[dict[str, float]]], n_held_out: int)
                     continue
                 labels = [point["labels"] for point in past]
                 counts = [n_held_out] * len(past) if series == "held_out" else labels
-                curves = fit_curves(labels, [point[series] for point in past], counts)
+                shared_error = CONFIDENCE_ERROR if series == "expected" else 0.0
+                curves = fit_curves(labels, [point[series] for point in past], counts, shared_error=shared_error)
                 if isinstance(curves, str):
                     n_unknown += 1
                     continue
@@ -161,6 +162,7 @@ def _forecasts(histories: Sequence[Sequence[dict[str, float]]], n_held_out: int)
                 low, middle, high = (curves.quantile(answers, share) for share in (0.1, 0.5, 0.9))
                 errors.append(middle - then[0])
                 inside.append(low <= then[0] <= high)
+                widths.append(high - low)
             if errors:
                 yield {
                     "now": now,
@@ -169,6 +171,7 @@ def _forecasts(histories: Sequence[Sequence[dict[str, float]]], n_held_out: int)
                     "bias": float(np.mean(errors)),
                     "mean_absolute_error": float(np.mean(np.abs(errors))),
                     "inside_interval": float(np.mean(inside)),
+                    "interval_width": float(np.mean(widths)),
                     "n_unknown": n_unknown,
                 }
 
@@ -191,12 +194,12 @@ def print_tables(content: dict[str, Any]) -> None:
     print("| labels | held out | cross-validated | expected |\n|---|---|---|---|")
     for row in content["accuracies"]:
         print(f"| {row['labels']:.0f} | {row['held_out']:.3f} | {row['cross_validated']:.3f} | {row['expected']:.3f} |")
-    print("\n| at | accuracy at | from | mean error | mean absolute error | inside the 80 % interval |")
-    print("|---|---|---|---|---|---|")
+    print("\n| at | accuracy at | from | mean error | mean absolute error | inside the 80 % interval | its width |")
+    print("|---|---|---|---|---|---|---|")
     for row in content["forecasts"]:
         print(
             f"| {row['now']} | {row['later']} | {row['series']} | {row['bias']:+.3f} | "
-            f"{row['mean_absolute_error']:.3f} | {row['inside_interval']:.0%} |"
+            f"{row['mean_absolute_error']:.3f} | {row['inside_interval']:.0%} | {row['interval_width']:.3f} |"
         )
     print("\n| labels | flipped | listed, right | confident learning | AP, own probability | AP, margin |")
     print("|---|---|---|---|---|---|")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import httpx
 
@@ -11,7 +12,7 @@ from backend.adapters.images import ImageLoader
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import UNCERTAINTY_SAMPLING, LabelStudioClient
 from backend.adapters.registry import Registry
-from backend.choices import parse_labeling_config
+from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import BackendError, ImageError, LabelingConfigError, LabelStudioError, RedisUnavailableError
 from backend.loop.connect import (
@@ -22,12 +23,18 @@ from backend.loop.connect import (
     same_address,
     webhook_faults,
 )
-from backend.schema import Check, Project
+from backend.loop.validation import ground_truth_tasks, how_to_label, keep_aside
+from backend.schema import Check, Project, Task, ValidationFilter
 
 HEALTH_TIMEOUT_S = 1.0
 """What Label Studio itself allows /health."""
 
 N_IMAGES_TRIED = 3
+
+N_VALUES_NAMED = 5
+"""Values of a data field that are named when none is the one the validation filter asks for."""
+
+LOOK_INTO_THE_LOG = "look into Label Studio's log, then ask again"
 
 
 class Doctor:
@@ -172,7 +179,14 @@ class Doctor:
                 warning=True,
             )
         yield self._queue(label, project)
-        yield self._image_access(label, project_id, config.image_field)
+        wanted = self._settings.validation_filter
+        try:
+            tasks = self._label_studio.tasks(project_id, config.image_field, fields=wanted.fields if wanted else ())
+        except LabelStudioError as exc:
+            yield Check(f"{label}images", False, str(exc), LOOK_INTO_THE_LOG)
+            return
+        yield self._image_access(label, project_id, config.image_field, tasks)
+        yield from self._validation(label, project_id, config, tasks)
 
     def _connection(self, label: str, project_id: int) -> Check:
         """Listing the backends makes Label Studio call ours, so its state is the other direction's check."""
@@ -224,6 +238,8 @@ class Doctor:
         """Whether Label Studio orders by predictions that exist and are the published ones."""
         name = f"{label}queue"
         published = self._registry.published_record(project.id)
+        if published is None and not project.n_tasks:
+            return Check(name, True, "nothing to order: the project has no tasks yet")
         if published is None:
             return Check(
                 name, False, "no version published yet", "wait for the embedding to finish; the worker's log shows it"
@@ -240,7 +256,7 @@ class Doctor:
         try:
             counts = self._label_studio.prediction_counts(project.id)
         except LabelStudioError as exc:
-            return Check(name, False, str(exc), "look into Label Studio's log, then ask again")
+            return Check(name, False, str(exc), LOOK_INTO_THE_LOG)
         n_predictions = counts.get(published.version, 0)
         ok = n_predictions >= len(published.window)
         return Check(
@@ -250,12 +266,8 @@ class Doctor:
             None if ok else "press Start Training in Label Studio: the next version brings new predictions",
         )
 
-    def _image_access(self, label: str, project_id: int, image_field: str) -> Check:
+    def _image_access(self, label: str, project_id: int, image_field: str, tasks: Sequence[Task]) -> Check:
         name = f"{label}images"
-        try:
-            tasks = self._label_studio.tasks(project_id, image_field)
-        except LabelStudioError as exc:
-            return Check(name, False, str(exc), "look into Label Studio's log, then ask again")
         if not tasks:
             return Check(name, True, "the project has no tasks yet", "import images", warning=True)
         failures = []
@@ -276,3 +288,55 @@ class Doctor:
             found = f"{len(left_out)} of {len(tasks)} left out, such as task {task_id}: {reason}"
             return Check(name, True, found, "the status lists them all", warning=True)
         return Check(name, True, f"{len(tried)} of {len(tasks)} tried, all readable")
+
+    def _validation(self, label: str, project_id: int, config: ChoicesConfig, tasks: Sequence[Task]) -> Iterator[Check]:
+        """Which tasks VALIDATION_FILTER keeps aside, and whether an accuracy can be measured on them."""
+        name = f"{label}validation split"
+        wanted = self._settings.validation_filter
+        published = self._registry.published_record(project_id)
+        if published is not None and published.validation_filter != (str(wanted) if wanted else None):
+            here, there = (str(item) if item else "none" for item in (wanted, published.validation_filter))
+            yield Check(
+                f"{label}validation filter",
+                True,
+                f"VALIDATION_FILTER is {here} here, {there} in {published.version}",
+                "give this command and the worker the same VALIDATION_FILTER; a restarted worker makes a new version",
+                warning=True,
+            )
+        if wanted is None or not tasks:
+            return
+        try:
+            annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=wanted.fields)
+        except LabelStudioError as exc:
+            yield Check(name, False, str(exc), LOOK_INTO_THE_LOG)
+            return
+        labels = keep_aside(read_labels(config, annotated), annotated, wanted, None, ())
+        if wanted.field:
+            taken = {task.id for task in tasks if wanted.holds(task.fields)} | labels.reserved
+        else:
+            taken = ground_truth_tasks(annotated)
+        found = f"{wanted} takes {len(taken)} of {len(tasks)} tasks, {len(labels.validation)} of these are labeled"
+        cure = None
+        if not taken and wanted.field:
+            found = f"no task has {wanted}: {_values_found(wanted, tasks)}"
+            cure = "correct VALIDATION_FILTER, or import tasks with that value"
+        elif len(taken) == len(tasks):
+            cure = "narrow VALIDATION_FILTER: no task is left to label and train on"
+        elif not labels.validation:
+            cure = how_to_label(wanted)
+        elif not labels.labels and not wanted.field:
+            cure = (
+                "take ground_truth from most annotations: no other task is labeled, so there is nothing to train on "
+                "(imported annotations are ground truth unless they say false)"
+            )
+        yield Check(name, True, found, cure, warning=cure is not None)
+
+
+def _values_found(wanted: ValidationFilter, tasks: Sequence[Task]) -> str:
+    """What the tasks have in the filter's field, the most frequent values first."""
+    values = Counter(wanted.text_of(task.fields) for task in tasks if wanted.field in task.fields)
+    if not values:
+        return f"there is no field {wanted.field!r} in their data"
+    named = ", ".join(f"{value[:40]!r} ({n})" for value, n in values.most_common(N_VALUES_NAMED))
+    rest = len(values) - N_VALUES_NAMED
+    return f"{wanted.field} is {named}" + (f" and {rest} other values" if rest > 0 else "")

@@ -13,7 +13,7 @@ import numpy as np
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.choices import parse_labeling_config
 from backend.errors import LabelingConfigError
-from backend.learning.learning_curve import forecast
+from backend.learning.learning_curve import CONFIDENCE_ERROR, forecast
 from backend.learning.suspects import find_suspects
 from backend.loop.rounds import Round
 from backend.schema import CurvePoint, TrainingLabels, VersionRecord
@@ -29,8 +29,8 @@ MAX_SUSPECTS = 50
 BASIS = {
     "measured": "accuracy measured on the validation tasks",
     "expected": (
-        "the mean confidence over the images still to label, an estimate: on photos it was 1 to 4 percent points off "
-        "on average, at times more; a validation split (VALIDATION_FILTER) tells better"
+        "the mean confidence over the images still to label, an estimate: on photos it was up to 4 percentage "
+        "points off on average, at times more; a validation split (VALIDATION_FILTER) tells better"
     ),
 }
 """What a curve is made of, by the kind of its points."""
@@ -81,7 +81,7 @@ def foresee(curve: Sequence[CurvePoint], *, target: float, horizon: int, n_unlab
     """The forecast from the measured points if they say anything, else from the expected ones; None without points.
 
     Cross-validated accuracy is never extrapolated: the labels it is measured on grow harder from round to round, and
-    it falls while the model improves.
+    it falls while the model improves. `horizon` is how many labels come next, if `n_unlabeled` images are as many.
     """
     said: dict[str, Any] | None = None
     for kind in ("measured", "expected"):
@@ -93,8 +93,9 @@ def foresee(curve: Sequence[CurvePoint], *, target: float, horizon: int, n_unlab
             [point.accuracy for point in points],
             [point.n_evaluated for point in points],
             target=target,
-            horizon=horizon,
+            horizon=max(1, min(horizon, n_unlabeled)),
             n_unlabeled=n_unlabeled,
+            shared_error=CONFIDENCE_ERROR if kind == "expected" else 0.0,
         )
         if said is None or found.verdict != "unknown":
             stop = {"target_reached": True, "little_gain": True, "go_on": False}.get(found.verdict)
@@ -107,7 +108,8 @@ def list_suspects(
 ) -> list[dict[str, Any]]:
     """All suspected labels, the likeliest error first: trained-on ones judged out of fold, validation ones by the head.
 
-    Labels in `confirmed` (a ground-truth annotation says that a person looked again) are not listed.
+    Labels in `confirmed` (two annotations agree on them: somebody looked again) are not listed. Ground truth confirms
+    nothing, for Label Studio takes every imported annotation for it unless told otherwise.
     """
     if plan.fitted is None:
         return []

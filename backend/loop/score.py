@@ -19,7 +19,7 @@ from backend.learning.acquisition import ACQUISITION_FUNCTIONS, margin, queue_sc
 from backend.learning.head import Head
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.queue import SEED_STEP, seed_queue_score
-from backend.schema import UNTRAINED, Task, VersionRecord
+from backend.schema import UNTRAINED, Task, ValidationFilter, VersionRecord
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,8 @@ class Predictor:
         """One prediction per task, in the order asked; tasks are Label Studio's own JSON.
 
         A task without embedding (broken image, not yet embedded) gets an empty result and is put last, never an
-        error: Label Studio drops the whole answer if one task fails.
+        error: Label Studio drops the whole answer if one task fails. So does a task of the validation split: who labels
+        it must not be told what the model thinks, and a queue score would put it into the queue.
         """
         published = self.published(project_id)
         if published is None:
@@ -101,12 +102,15 @@ class Predictor:
                 for task in tasks
             ]
         config = parse_labeling_config(record.label_config)
+        kept_aside = (
+            ValidationFilter.parse(record.validation_filter) if record.validation_filter else ValidationFilter()
+        )
         embeddings, rows = self._embeddings(project_id, record, head, _requested(tasks, config.image_field))
         scores = score(head, embeddings, record.acquisition)
         answers = []
         for task in tasks:
-            row = rows.get(int(task["id"]))
-            if row is None:
+            row, fields = rows.get(int(task["id"])), task.get("data")
+            if row is None or (isinstance(fields, Mapping) and kept_aside.holds(fields)):
                 answers.append(_empty(record.version))
                 continue
             answers.append(

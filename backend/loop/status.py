@@ -24,9 +24,13 @@ BACKBONE_WARNING = "backbone_warning"
 
 @dataclass(frozen=True)
 class Suspects:
-    """Labels that a version suspects to be wrong: how many, and the likeliest of them, ready for JSON."""
+    """Labels that a version suspects to be wrong: how many, and the likeliest of them, ready for JSON.
+
+    n_labels: how many labels it looked at; 0 without a model, or with too few labels to hold any out.
+    """
 
     model_version: str
+    n_labels: int
     n_suspects: int
     suspects: list[dict[str, Any]]
 
@@ -146,9 +150,12 @@ class StatusReader:
         record = self._registry.published_record(project_id)
         if record is None:
             raise VersionNotFoundError(
-                f"project {project_id} has no published version yet; label images of two classes first"
+                f"project {project_id} has no published version yet: the worker makes the first when its images are "
+                f"embedded; to see how far that is run: python -m backend status {project_id}"
             )
-        return Suspects(record.version, record.n_suspects, self._suspects(record))
+        n_held_out = record.labels_used if record.cross_validated_accuracy is not None else 0
+        n_labels = n_held_out + record.validation_labels
+        return Suspects(record.version, n_labels, record.n_suspects, self._suspects(record))
 
     def _suspects(self, record: VersionRecord) -> list[dict[str, Any]]:
         """The suspects of a record, each with the address at which a person sees the task."""
@@ -170,7 +177,8 @@ class StatusReader:
     def _check_known(self, project_id: int) -> None:
         if self._registry.project_facts(project_id) is None:
             raise ProjectNotFoundError(
-                f"project {project_id} is not connected to this service; run: python -m backend connect {project_id}"
+                f"project {project_id} is not connected to this service; run: python -m backend connect {project_id} "
+                "(if it is connected, DATA_DIR is not the service's: give the same settings)"
             )
 
     @staticmethod

@@ -14,7 +14,7 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs, ProjectLock
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
-from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
+from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import LabelStudioError
 from backend.loop.embed import Embedder, missing_tasks
@@ -29,7 +29,7 @@ from backend.loop.outlook import (
 from backend.loop.projects import register_project
 from backend.loop.rounds import Pools, Round, Stopwatch, plan_round, trainable
 from backend.loop.seed import Seed
-from backend.loop.validation import Measurement, describe, ground_truth_tasks, keep_aside, measure
+from backend.loop.validation import Measurement, describe, keep_aside, measure
 from backend.schema import AnnotatedTask, CurvePoint, Project, QueueEntry, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ class Trainer:
             fields = wanted.fields if wanted else ()
             annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
             labels = read_labels(config, annotated)
+            confirmed = agreed_tasks(config, annotated, labels)
             split = self._embedder.validation_split(project_id, config.image_field)
         with watch.stage("embeddings"):
             table = self._table(project_id, annotated, labels)
@@ -140,7 +141,7 @@ class Trainer:
                 horizon=self._settings.window_size,
                 n_unlabeled=len(plan.pool),
             )
-            suspects = list_suspects(plan, table, labels, confirmed=ground_truth_tasks(annotated))
+            suspects = list_suspects(plan, table, labels, confirmed=confirmed)
         entries = self._entries(config, plan)
         version = self._registry.new_version(project_id, len(labeled), self._now())
         record = VersionRecord(
@@ -175,7 +176,9 @@ class Trainer:
             validation_filter=str(wanted) if wanted else None,
             validation_tasks=len((split.task_ids if split else frozenset()).union(labels.validation)),
             validation_labels=measured.n_tasks if measured else 0,
-            validation_note=describe(wanted, labels, split, measured) if wanted else None,
+            validation_note=(
+                describe(wanted, labels, split, measured, n_others=len(labeled) + len(plan.pool)) if wanted else None
+            ),
             learning_curve=[asdict(point) for point in curve],
             forecast=outlook,
             n_suspects=len(suspects),
@@ -197,6 +200,9 @@ class Trainer:
             project_id, version, len(labeled), len(plan.pool),
             "-" if record.accuracy is None else f"{record.accuracy:.2f}", watch.total, watch,
         )  # fmt: skip
+        said_before = previous.forecast if previous else None
+        if outlook and outlook["verdict"] != (said_before or {}).get("verdict"):
+            logger.info("outlook project=%d verdict=%s: %s", project_id, outlook["verdict"], outlook["suggestion"])
         return record
 
     def _curve(

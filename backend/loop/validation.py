@@ -94,9 +94,17 @@ def measure(head: Head, table: EmbeddingTable, labels: TrainingLabels) -> Measur
 
 
 def describe(
-    wanted: ValidationFilter, labels: TrainingLabels, split: ValidationSplit | None, measured: Measurement | None
+    wanted: ValidationFilter,
+    labels: TrainingLabels,
+    split: ValidationSplit | None,
+    measured: Measurement | None,
+    *,
+    n_others: int,
 ) -> str | None:
-    """What keeps the split from being a full measure, as one sentence; None when nothing does."""
+    """What keeps the split from being a full measure, as one sentence; None when nothing does.
+
+    `n_others` is how many usable tasks are outside the split, labeled or not.
+    """
     if measured is not None and measured.unknown_classes:
         named = ", ".join(f"{label!r} ({n})" for label, n in sorted(measured.unknown_classes.items()))
         return (
@@ -105,6 +113,8 @@ def describe(
         )
     if measured is not None:
         return None
+    if labels.reserved and n_others == 0:
+        return f"no usable task is outside {wanted}, so there is none to label and train on: narrow VALIDATION_FILTER"
     if labels.validation:
         return (
             f"{len(labels.validation)} validation tasks are labeled; they are measured once two classes have training "
@@ -113,11 +123,12 @@ def describe(
     if split is not None and not split.task_ids:
         return f"no task has VALIDATION_FILTER's {wanted}: correct the filter, or import tasks with that value"
     if split is not None:
-        return (
-            f"none of the {len(split.task_ids)} tasks with {wanted} has a usable label: label them in a Data Manager "
-            "tab filtered by it, with Label Tasks As Displayed"
-        )
-    return (
-        "no task has a ground-truth annotation with a usable label: set ground_truth on some annotations, in Label "
-        "Studio's editor or through its API"
-    )
+        return f"none of the {len(split.task_ids)} tasks with {wanted} has a usable label: {how_to_label(wanted)}"
+    return f"no task has a ground-truth annotation with a usable label: {how_to_label(wanted)}"
+
+
+def how_to_label(wanted: ValidationFilter) -> str:
+    """How a person gives the split its labels."""
+    if wanted.field:
+        return "label them in a Data Manager tab filtered by it, with Label Tasks As Displayed"
+    return "set ground_truth on some annotations, when importing them or through Label Studio's API"

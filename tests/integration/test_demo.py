@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -78,6 +79,22 @@ def test_demo_json_holds_all_that_is_promised(stack: Stack) -> None:
         "GET", "/api/tasks/", params={"project": stack.facts["project_id"], "page_size": 100, "fields": "all"}
     )["tasks"]
     assert not any(task["annotations"] for task in tasks)
+
+
+def test_other_commands_look_at_the_demo_with_its_settings_file(stack: Stack) -> None:
+    """`make status` and the like use it: private, and enough to find the project."""
+    path = RUN_DIR / "settings.env"
+    assert path.stat().st_mode & 0o077 == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "backend", "--env-file", str(path), "status", str(stack.facts["project_id"])],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    status = json.loads(done.stdout)
+    assert (status["project_id"], status["n_workers"]) == (stack.facts["project_id"], 1)
 
 
 def test_second_start_reuses_everything_and_ctrl_c_leaves_no_process(tmp_path: Path) -> None:

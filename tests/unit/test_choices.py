@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.choices import ChoicesConfig, parse_labeling_config, prediction_result, read_labels
+from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, prediction_result, read_labels
 from backend.errors import LabelingConfigError
 from backend.schema import AnnotatedTask, Annotation, Task
 
@@ -217,6 +217,27 @@ def test_nothing_annotated_gives_nothing() -> None:
 def test_several_annotations_give_one_label(annotations: list[Annotation], expected: str) -> None:
     """Ground truth first, then the majority, then the latest."""
     assert read_labels(CONFIG, tasks(*annotations)).labels[7] == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "agreed"),
+    [
+        (["cat"], False),
+        (["cat", "cat"], True),
+        (["cat", "dog"], False),
+        (["dog", "cat", "cat"], True),
+        (["wolf", "wolf", "cat"], False),
+        ([None, None, "cat"], False),
+    ],
+)
+def test_two_annotations_with_the_label_agree(labels: list[str | None], agreed: bool) -> None:
+    """Two skips, and two of a label that is not offered, say nothing of the label that counts."""
+    given = [
+        Annotation(number, [region(label)] if label else [], label is None, False, f"2026-01-01T00:00:0{number}Z")
+        for number, label in enumerate(labels)
+    ]
+    items = [AnnotatedTask(Task(5, "x"), given)]
+    assert agreed_tasks(CONFIG, items, read_labels(CONFIG, items)) == ({5} if agreed else set())
 
 
 def test_a_task_that_was_only_skipped_stays_in_the_pool() -> None:

@@ -145,6 +145,21 @@ def test_status_is_json(built: World) -> None:
     assert json.loads(done.output)["project_id"] == 1
 
 
+def test_a_window_takes_one_line_of_the_status() -> None:
+    """Lists of numbers are not spread over as many lines; nothing else is touched, and it stays the same JSON."""
+    status = {
+        "window": [3, 1, 2],
+        "accuracy_interval": [0.5, 1e-06],
+        "note": "[\n1]",
+        "suspects": [{"id": 1}],
+        "no": [],
+    }
+    text = cli._lists_of_numbers_in_one_line(json.dumps(status, indent=2))
+    assert json.loads(text) == status
+    assert '  "window": [3, 1, 2],\n  "accuracy_interval": [0.5, 1e-06],\n' in text
+    assert '"suspects": [\n' in text
+
+
 @pytest.fixture
 def mislabeled(built: World) -> World:
     """Ten reds are cats and ten greens dogs, but task 1, a red, is a dog; one version is published."""
@@ -164,25 +179,35 @@ def test_suspects_are_listed_with_a_link(mislabeled: World) -> None:
     assert line.startswith("task 1: labeled 'dog' (")
     assert "looks like 'cat' (" in line
     assert line.endswith("  http://127.0.0.1:8080/projects/1/data?task=1")
-    assert count == f"1 suspected labels in {mislabeled.registry.published(1)}"
+    assert count == f"1 of 21 labels suspected in {mislabeled.registry.published(1)}"
 
 
 def test_suspects_as_json(mislabeled: World) -> None:
     """For programs: the same, with the probabilities as numbers."""
     found = json.loads(run("suspects", "1", "--json").output)
     assert found["model_version"] == mislabeled.registry.published(1)
-    assert found["n_suspects"] == 1
+    assert (found["n_labels"], found["n_suspects"]) == (21, 1)
     (suspect,) = found["suspects"]
     assert set(suspect) == {"task_id", "label", "suggested_label", "probability", "suggested_probability", "link"}
     assert 0 <= suspect["probability"] < 0.1
 
 
-def test_no_suspects_is_said(built: World) -> None:
-    """A first batch only: no labels, none suspected."""
+def test_labels_nobody_judged_are_not_called_right(built: World) -> None:
+    """A first batch only: no labels yet, so "none suspected" would be a false comfort."""
     built.label_studio.add_project(1, [rgb(1, 1), rgb(2, 3)])
     built.embed_all()
     assert built.services.trainer.retrain(1) is not None
-    assert run("suspects", "1").output.startswith("0 suspected labels in v0001-0labels-")
+    done = run("suspects", "1")
+    assert done.exit_code == 0
+    assert done.output.startswith("no label is judged yet: v0001-0labels-")
+
+
+def test_no_suspects_is_said(mislabeled: World) -> None:
+    """The one wrong label is corrected: looked at all, suspected none."""
+    mislabeled.label_studio.withdraw(1, 1)
+    mislabeled.label_studio.annotate(1, 1, "cat")
+    assert mislabeled.services.trainer.retrain(1) is not None
+    assert run("suspects", "1").output.startswith("0 of 21 labels suspected in v0002-21labels-")
 
 
 @pytest.mark.parametrize(("project", "sentence"), [("7", "backend connect 7"), ("1", "no published version yet")])
@@ -192,6 +217,14 @@ def test_suspects_of_nothing_is_a_sentence(built: World, project: str, sentence:
     done = run("suspects", project)
     assert isinstance(done.exception, BackendError)
     assert sentence in str(done.exception)
+
+
+def test_doctor_refuses_a_malformed_validation_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is looked at: what came, what is expected."""
+    monkeypatch.setenv("VALIDATION_FILTER", "split=val")
+    done = run("doctor")
+    assert isinstance(done.exception, BackendError)
+    assert "VALIDATION_FILTER: 'split=val' is not ground_truth, or data.FIELD=VALUE" in str(done.exception)
 
 
 def test_doctor_ends_with_1_when_something_is_broken(built: World) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fakes import World, rgb
+from fakes import World, retrain, rgb
 from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 from werkzeug.serving import make_server
 
 from backend.adapters.jobs import RETRAIN_QUEUE
 from backend.errors import BackboneError, LabelStudioAuthError, LabelStudioError, LabelStudioUnreachableError
-from backend.schema import Check
+from backend.schema import Check, ValidationFilter
 
 IMAGES = [rgb(250, 0), rgb(0, 250), rgb(200, 0), rgb(0, 200)]
 App = Callable[..., Any]
@@ -298,6 +298,16 @@ def test_no_version_yet(world: World, serve: Callable[[App], str]) -> None:
     assert "worker" in str(check.cure)
 
 
+def test_a_project_just_made_is_no_failure(world: World, serve: Callable[[App], str]) -> None:
+    """Without tasks there is nothing to embed or to wait for; that images are to be imported is said once."""
+    fresh = world.again(backend_url=serve(OURS))
+    fresh.label_studio.add_project(1, [])
+    fresh.services.connector.connect(1)
+    found = checks(fresh)
+    assert found["project 1: queue"].ok
+    assert found["project 1: images"].warning
+
+
 def test_everything_labeled_is_well(healthy: World) -> None:
     """An empty window needs no predictions."""
     for task_id in (1, 2, 3, 4):
@@ -334,3 +344,106 @@ def test_a_question_that_fails_is_a_failed_check_and_not_the_end(healthy: World,
     assert failed
     assert any("database is locked" in check.found for check in failed)
     assert all(check.cure for check in failed)
+
+
+# -- the validation split ---------------------------------------------------------------------------------------------
+
+SPLIT = "project 1: validation split"
+FILTER = "project 1: validation filter"
+
+
+def filtered(world: World, validation_filter: ValidationFilter | None, *splits: object) -> World:
+    """The same service with this filter and a version made with it; tasks 1, 2, … have these values in data.split."""
+    for task_id, split in enumerate(splits, start=1):
+        world.label_studio[1].fields[task_id] = {"split": split}
+    other = world.again(validation_filter=validation_filter)
+    other.embed_all()
+    retrain(other)
+    return other
+
+
+def test_a_labeled_split_is_counted(healthy: World) -> None:
+    """Two of four tasks match, one of them is labeled; a label outside the split is not counted."""
+    healthy.label_studio.annotate(1, 1, "cat")
+    healthy.label_studio.annotate(1, 3, "dog")
+    found = checks(filtered(healthy, ValidationFilter("split", "val"), "val", "val", "train", "train"))
+    assert found[SPLIT] == Check(SPLIT, True, "data.split=val takes 2 of 4 tasks, 1 of these are labeled")
+    assert FILTER not in found
+
+
+@pytest.mark.parametrize(
+    ("splits", "found", "cure"),
+    [
+        ((), "no task has data.split=val: there is no field 'split' in their data", "correct VALIDATION_FILTER"),
+        (
+            ("Val", "train", "train", 3),
+            "no task has data.split=val: split is 'train' (2), 'Val' (1), '3' (1)",
+            "correct VALIDATION_FILTER",
+        ),
+        (
+            ("val", "train", "train", "train"),
+            "data.split=val takes 1 of 4 tasks, 0 of these are labeled",
+            "tab filtered",
+        ),
+        (("val",) * 4, "data.split=val takes 4 of 4 tasks, 0 of these are labeled", "narrow VALIDATION_FILTER"),
+    ],
+)
+def test_a_split_that_measures_nothing_is_a_warning(
+    healthy: World, splits: tuple[object, ...], found: str, cure: str
+) -> None:
+    """None matches (the values there are tell why), none is labeled, or none is left over: said with what to do."""
+    check = checks(filtered(healthy, ValidationFilter("split", "val"), *splits))[SPLIT]
+    assert (check.ok, check.warning, check.found) == (True, True, found)
+    assert cure in str(check.cure)
+
+
+def test_only_the_most_frequent_values_are_named(healthy: World) -> None:
+    """A field of names has as many values as tasks: five are named, cut to forty characters."""
+    for task_id in range(5, 12):
+        healthy.label_studio[1].tasks[task_id] = IMAGES[0]
+    split = checks(filtered(healthy, ValidationFilter("split", "val"), *(f"{n}" * 50 for n in range(7))))[SPLIT]
+    assert split.found.endswith(f"'{'4' * 40}' (1) and 2 other values")
+
+
+def test_ground_truth_is_counted(healthy: World) -> None:
+    """A mark on a label counts, one on an empty result takes the task and gives no label."""
+    truth = ValidationFilter()
+    check = checks(filtered(healthy, truth))[SPLIT]
+    assert (check.warning, check.found) == (True, "ground_truth takes 0 of 4 tasks, 0 of these are labeled")
+    assert "set ground_truth" in str(check.cure)
+    healthy.label_studio.annotate(1, 1, "cat", truth=True)
+    healthy.label_studio.annotate(1, 2, None, truth=True)
+    check = checks(filtered(healthy, truth))[SPLIT]
+    assert (check.warning, check.found) == (True, "ground_truth takes 2 of 4 tasks, 1 of these are labeled")
+    assert "nothing to train on (imported annotations are ground truth" in str(check.cure)
+    healthy.label_studio.annotate(1, 3, "dog")
+    check = checks(filtered(healthy, truth))[SPLIT]
+    assert (check.warning, check.found) == (False, "ground_truth takes 2 of 4 tasks, 1 of these are labeled")
+
+
+def test_another_filter_here_than_in_the_worker_is_a_warning(healthy: World) -> None:
+    """The published version was made with another setting than this command was given."""
+    other = healthy.again(validation_filter=ValidationFilter("split", "val"))
+    check = checks(other)[FILTER]
+    assert (check.ok, check.warning) == (True, True)
+    assert check.found.startswith("VALIDATION_FILTER is data.split=val here, none in v0001-0labels-")
+    retrain(other)
+    assert FILTER not in checks(other)
+    assert "is none here, data.split=val in v0002-" in checks(healthy)[FILTER].found
+
+
+def test_the_split_costs_one_request(healthy: World) -> None:
+    """The tasks listed for the images are looked through, not listed again."""
+    other = filtered(healthy, ValidationFilter("split", "val"), "val")
+    other.label_studio.asked.clear()
+    checks(other)
+    assert other.label_studio.asked.count("tasks") == 1
+    assert other.label_studio.asked.count("annotated_tasks") == 1
+
+
+def test_labels_that_cannot_be_read_fail_the_check_of_the_split(healthy: World) -> None:
+    """The question behind it fails; its sentence is shown."""
+    other = filtered(healthy, ValidationFilter("split", "val"), "val")
+    other.label_studio.failures["annotated_tasks"] = LabelStudioError("GET … answered 500: locked", status=500)
+    check = broken(other)
+    assert (check.name, check.found) == (SPLIT, "GET … answered 500: locked")

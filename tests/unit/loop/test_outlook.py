@@ -224,6 +224,27 @@ def test_neither_is_unknown_and_says_why() -> None:
     assert foresee([], target=0.9, horizon=30, n_unlabeled=1) is None
 
 
+def test_no_more_labels_are_promised_than_images_are_left() -> None:
+    """A window of 30, and 7 images left: the gain is that of 7 labels."""
+    points = [measured(n, a) for n, a in GROWING]
+    found = foresee(points, target=0.99, horizon=30, n_unlabeled=7)
+    assert found is not None
+    assert found["horizon"] == 7
+    assert "7 more labels are expected to gain" in found["suggestion"]
+
+
+def test_a_new_verdict_is_logged_once(animals: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Unknown with the first model, and with the second: one line."""
+    caplog.set_level("INFO", "backend.loop.train")
+    label(animals, cat=[1, 2], dog=[13, 14])
+    retrain(animals)
+    label(animals, cat=[3])
+    retrain(animals)
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("outlook")]
+    assert len(lines) == 1
+    assert lines[0].startswith("outlook project=1 verdict=unknown: Unknown yet: the learning curve starts at 10 labels")
+
+
 def test_a_reached_target_says_stop() -> None:
     """199 of 200."""
     assert foreseen([measured(40, 0.995)])["stop"] is True
@@ -277,10 +298,21 @@ def test_a_corrected_label_is_no_suspect_any_more(mislabeled: World) -> None:
     assert retrain(mislabeled).n_suspects == 0
 
 
-def test_a_label_confirmed_as_ground_truth_is_not_listed_again(mislabeled: World) -> None:
-    """A person looked and says it is right."""
+def test_an_imported_label_is_suspected_too(mislabeled: World) -> None:
+    """Label Studio marks every imported annotation as ground truth: that says nothing of the label."""
+    mislabeled.label_studio.withdraw(1, 3)
     mislabeled.label_studio.annotate(1, 3, "dog", truth=True)
-    assert retrain(mislabeled).n_suspects == 0
+    assert retrain(mislabeled).n_suspects == 1
+
+
+def test_a_label_given_twice_is_not_listed_again(mislabeled: World) -> None:
+    """A skip confirms nothing; a second annotation that says dog too does."""
+    retrain(mislabeled)
+    mislabeled.label_studio.annotate(1, 3, None, skipped=True)
+    assert retrain(mislabeled).n_suspects == 1
+    label(mislabeled, dog=[3])
+    record = retrain(mislabeled)
+    assert (record.n_suspects, record.labels_by_class) == (0, {"cat": 9, "dog": 11})
 
 
 def test_wrong_labels_of_the_validation_split_are_suspected_too(animals: World) -> None:

@@ -14,6 +14,7 @@ from backend.errors import SettingsError
 from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.learning.intervals import wilson_interval
+from backend.loop.score import LAST
 from backend.loop.train import CROSS_VALIDATED
 from backend.loop.validation import Measurement, describe, keep_aside, measure
 from backend.schema import (
@@ -155,7 +156,7 @@ def test_accuracy_is_the_share_of_tops_that_are_the_label() -> None:
     assert found.accuracy == pytest.approx(1 / 3)
     assert found.interval == wilson_interval(1, 3)
     assert found.kind == "measured on 3 validation tasks"
-    assert describe(BY_DATA, labels, None, found) == (
+    assert describe(BY_DATA, labels, None, found, n_others=1) == (
         "1 of 3 validation tasks have a class no training label has yet and count as wrong: 'wolf' (1)"
     )
 
@@ -206,6 +207,24 @@ def test_validation_labels_measure_and_do_not_train(split: World) -> None:
     np.testing.assert_array_equal(head.weights, head_without.weights)
 
 
+def test_a_validation_task_that_is_opened_shows_no_prediction(split: World) -> None:
+    """Label Studio asks for one when somebody opens a task: 5 is in the split, 3 is not, 4 has no such field.
+
+    The answer would be a pre-label, and its score would put the task into the queue.
+    """
+    label(split, cat=[1, 2], dog=[7, 8])
+    record = retrain(split)
+    asked: list[dict[str, Any]] = [{"id": task_id, "data": {"image": REDS[task_id - 1]}} for task_id in (5, 3, 4)]
+    asked[0]["data"]["split"], asked[1]["data"]["split"] = "val", "train"
+    config = split.label_studio[1].project.label_config
+    kept_aside, other, bare = split.services.predictor.predict(1, config, asked)
+    assert kept_aside == {"result": [], "score": LAST, "model_version": record.version}
+    assert [answer["result"][0]["value"]["choices"] for answer in (other, bare)] == [["cat"], ["cat"]]
+    without = split.again(validation_filter=None)
+    retrain(without)
+    assert all(answer["result"] for answer in without.services.predictor.predict(1, config, asked))
+
+
 def test_a_class_only_the_split_has_counts_as_wrong_and_is_named(split: World) -> None:
     """'dog' is not in the training labels of a three-class project."""
     config = split.label_studio[1].project.label_config.replace(
@@ -239,6 +258,14 @@ def test_a_project_that_is_all_validation_has_an_empty_window(split: World) -> N
     record = retrain(split)
     assert (record.kind, record.labels_used, list(record.window), record.accuracy) == ("seed", 0, [], None)
     assert record.validation_note == (
+        "no usable task is outside data.split=val, so there is none to label and train on: narrow VALIDATION_FILTER"
+    )
+
+
+def test_a_labeled_split_waits_for_a_model(split: World) -> None:
+    """Two validation tasks are labeled, nothing else: it is said what they wait for."""
+    label(split, cat=[5], dog=[11])
+    assert retrain(split).validation_note == (
         "2 validation tasks are labeled; they are measured once two classes have training labels and the images are "
         "embedded"
     )
