@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import socket
 import sys
@@ -172,6 +173,8 @@ def simulate(
         str, typer.Option(help="Numbers of labels to measure at, separated by commas.")
     ] = "10,30,60,120",
     seeds: Annotated[int, typer.Option(min=1, help="Runs, each with another held-out fifth.")] = 3,
+    step: Annotated[int, typer.Option(min=1, help="Labels from one retrain to the next; the service's: 1.")] = 1,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that share the seeds. Default: the cores.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write every measurement.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to draw the learning curves: a .png or .svg file.")] = None,
 ) -> None:
@@ -206,7 +209,10 @@ def simulate(
         )
         labeling = progress.add_task("labeling", total=len(names) * len(set(wanted)) * seeds)
         rows = []
-        for row in run(pictures, strategies=names, budgets=wanted, n_seeds=seeds, settings=settings):
+        for row in run(
+            pictures, strategies=names, budgets=wanted, n_seeds=seeds, settings=settings, step=step,
+            n_jobs=jobs or os.cpu_count() or 1,
+        ):  # fmt: skip
             rows.append(row)
             progress.advance(labeling)
     typer.echo(f"accuracy on the held-out fifth, mean ± standard deviation of {seeds} seeds")
@@ -217,7 +223,7 @@ def simulate(
     for name in names:
         typer.echo(f"{name}: {STRATEGIES[name][0]}")
     if json_file is not None:
-        content = {"images": images.name, **report(rows, pictures, backbone, settings)}
+        content = {"images": images.name, **report(rows, pictures, backbone, settings, step)}
         json_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if plot is not None:
         plot_learning_curves(summary(rows), f"{images.name}, {backbone.name}, {seeds} seeds", plot)

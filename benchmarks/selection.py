@@ -194,7 +194,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
         rows = measure_all(name, images, arguments, settings)
         result = {
             "images": name,
-            **report(rows, images, backbone, settings),
+            **report(rows, images, backbone, settings, 1),
             "n_seeds": arguments.seeds,
             "strategies": descriptions(),
             "versions": {package: version(package) for package in ("scikit-activeml", "scikit-learn", "numpy")},

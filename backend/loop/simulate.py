@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
@@ -116,9 +120,10 @@ def plain_features(embeddings: NDArray[np.float16], n_details: int) -> NDArray[n
 class Simulation:
     """One run: a pool whose labels are given when asked for."""
 
-    def __init__(self, images: LabeledImages, *, seed: int, settings: Settings) -> None:
+    def __init__(self, images: LabeledImages, *, seed: int, settings: Settings, step: int = 1) -> None:
         held_out = held_out_fifth(images.labels, seed)
         self.seed = seed
+        self.step = step  # labels from one retrain to the next
         self.settings = settings
         self.table = _table(images.embeddings[~held_out])
         self.pool = Pool(self.table.embeddings, images.n_details)
@@ -190,14 +195,15 @@ def _service(acquisition: str | None = None) -> Strategy:
                 yield len(task_ids), simulation.accuracy(plan.fitted.head if plan.fitted else None)
             if len(task_ids) >= budgets[-1]:
                 return
-            task_ids += _labeled_before_order_changes(plan, next(b for b in budgets if b > len(task_ids)))
+            budget = next(b for b in budgets if b > len(task_ids))
+            task_ids += _labeled_before_order_changes(plan, budget, simulation.step)
 
     return run
 
 
-def _labeled_before_order_changes(plan: Round, budget: int) -> list[int]:
-    """The next task; while the first batch lasts, whose order no label changes, the rest of it, up to `budget`."""
-    n_next = 1
+def _labeled_before_order_changes(plan: Round, budget: int, step: int) -> list[int]:
+    """The next `step` tasks; while the first batch lasts, whose order no label changes, the rest of it; to `budget`."""
+    n_next = step
     if plan.seed is not None:
         n_next = len(set(plan.seed.task_ids).intersection(task_id for task_id, _ in plan.window))
     n_next = min(max(n_next, 1), budget - len(plan.labeled))
@@ -256,11 +262,15 @@ def simulate(
     budgets: Sequence[int],
     n_seeds: int,
     settings: Settings,
+    step: int = 1,
+    n_jobs: int = 1,
 ) -> Iterator[Row]:
     """Every strategy at every budget with seeds 0 to `n_seeds` - 1, as they are measured.
 
-    The seed decides which images are held out and what is random in a strategy. Raises SelectionError for an unknown
-    strategy and for budgets that are not 1 to the size of the pool.
+    The seed decides which images are held out and what is random in a strategy. Strategies that ask the head learn anew
+    after every `step` labels; the service does after every one. Seeds run in `n_jobs` processes.
+
+    Raises SelectionError for an unknown strategy and for budgets that are not 1 to the size of the pool.
     """
     unknown = [name for name in strategies if name not in STRATEGIES]
     if unknown:
@@ -269,14 +279,34 @@ def simulate(
     wanted = sorted(set(budgets))
     if not wanted or wanted[0] < 1 or wanted[-1] > n_pool:
         raise SelectionError(f"budgets are {list(budgets)}; expected whole numbers of 1 to {n_pool}, the pool's images")
-    for seed in range(n_seeds):
-        simulation = Simulation(images, seed=seed, settings=settings)
-        for name in strategies:
-            for budget, accuracy in STRATEGIES[name][1](simulation, wanted):
-                yield Row(name, budget, seed, accuracy)
+    run = partial(_run, images, strategies, wanted, settings, step)
+    if n_jobs == 1:
+        for seed in range(n_seeds):
+            yield from run(seed)
+        return
+    # New processes rather than forked ones: those of a program whose libraries have threads may hang.
+    with ProcessPoolExecutor(min(n_jobs, n_seeds), mp_context=get_context("spawn")) as executor:
+        for rows in executor.map(partial(_list, run), range(n_seeds)):
+            yield from rows
 
 
-def report(rows: Sequence[Row], images: LabeledImages, backbone: Backbone, settings: Settings) -> dict[str, Any]:
+def _run(
+    images: LabeledImages, strategies: Sequence[str], budgets: Sequence[int], settings: Settings, step: int, seed: int
+) -> Iterator[Row]:
+    simulation = Simulation(images, seed=seed, settings=settings, step=step)
+    for name in strategies:
+        for budget, accuracy in STRATEGIES[name][1](simulation, budgets):
+            yield Row(name, budget, seed, accuracy)
+
+
+def _list(run: Callable[[int], Iterator[Row]], seed: int) -> list[Row]:
+    with threadpool_limits(limits=1):  # as many processes as cores: more threads would only wait for each other
+        return list(run(seed))
+
+
+def report(
+    rows: Sequence[Row], images: LabeledImages, backbone: Backbone, settings: Settings, step: int
+) -> dict[str, Any]:
     """Everything needed to know what was measured, as plain JSON types; `rows` is the measurement."""
     return {
         "n_images": len(images.labels),
@@ -289,6 +319,7 @@ def report(rows: Sequence[Row], images: LabeledImages, backbone: Backbone, setti
         "seed_size": settings.seed_size,
         "acquisition": settings.acquisition,
         "window_size": settings.window_size,
+        "step": step,
         "random_state": settings.random_state,
         "rows": [asdict(row) for row in rows],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from backend.config import Settings
 from backend.errors import ImageError, SelectionError
+from backend.loop.rounds import Round
 from backend.loop.simulate import (
     STRATEGIES,
     LabeledImages,
@@ -96,6 +98,30 @@ def test_a_run_can_be_repeated(images: LabeledImages) -> None:
     assert list(simulate(images, **wanted)) == list(simulate(images, **wanted))
 
 
+def test_processes_share_the_seeds(images: LabeledImages) -> None:
+    """Two processes measure what one does, in the same order."""
+    wanted = {"strategies": ["default", "baseline"], "budgets": [3, 9], "n_seeds": 3, "settings": SETTINGS}
+    assert list(simulate(images, **wanted, n_jobs=2)) == list(simulate(images, **wanted))
+
+
+def test_heads_learn_anew_after_every_step(images: LabeledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of the first batch, then up to 14 labels: a round for each, or for every three, and at each budget."""
+    fitted: list[int] = []
+    plan = Simulation.plan
+
+    def counted(simulation: Simulation, task_ids: Sequence[int], **options: Any) -> Round:
+        fitted.append(len(task_ids))
+        return plan(simulation, task_ids, **options)
+
+    monkeypatch.setattr(Simulation, "plan", counted)
+    settings = replace(SETTINGS, seed_size=4)
+    list(simulate(images, strategies=["default"], budgets=[11, 14], n_seeds=1, settings=settings))
+    assert fitted == [0, 4, *range(5, 15)]
+    fitted.clear()
+    list(simulate(images, strategies=["default"], budgets=[11, 14], n_seeds=1, settings=settings, step=3))
+    assert fitted == [0, 4, 7, 10, 11, 14]
+
+
 def test_an_acquisition_function_is_that_of_its_name(images: LabeledImages) -> None:
     """`entropy` is the service with ACQUISITION=entropy, whatever the settings say."""
     by_name = [row.accuracy for row in simulate(
@@ -161,7 +187,7 @@ def test_a_folder_is_embedded_without_its_broken_images(tmp_path: Path) -> None:
     assert found.labels.tolist() == ["cat", "dog"]
     assert (found.embeddings.shape, found.n_unreadable) == ((2, 3), 1)
     assert seen == [(3, 3)]
-    content = report([Row("a", 3, 0, 0.5)], found, TinyBackbone(), SETTINGS)
+    content = report([Row("a", 3, 0, 0.5)], found, TinyBackbone(), SETTINGS, 5)
     assert content["classes"] == {"cat": 1, "dog": 1}
     assert content["rows"] == [{"strategy": "a", "budget": 3, "seed": 0, "accuracy": 0.5}]
 
