@@ -80,7 +80,7 @@ class Services:
         return Embedder(
             label_studio=self.label_studio,
             images=self.images,
-            load_backbone=self.backbone,
+            backbone_of=lambda _: self.backbone(),
             jobs=self.jobs,
             registry=self.registry,
             batch_size=self.settings.embed_batch_size,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
@@ -55,12 +56,13 @@ class Pools:
     def __init__(self) -> None:
         self._pools: OrderedDict[str, Pool] = OrderedDict()
 
-    def pool(self, table: EmbeddingTable, n_details: int) -> Pool:
-        """The pool of these embeddings, the same object as long as they do not change."""
-        pool = self._pools.get(table.digest)
-        if pool is None or pool.n_details != n_details:
-            pool = self._pools[table.digest] = Pool(table.embeddings, n_details)
-        self._pools.move_to_end(table.digest)
+    def pool(self, table: EmbeddingTable, backbone: Backbone) -> Pool:
+        """The pool of these embeddings, made by the backbone; the same object as long as neither changes."""
+        key = f"{backbone.fingerprint} {table.digest}"
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(table.embeddings, backbone.n_details)
+        self._pools.move_to_end(key)
         while len(self._pools) > POOLS_KEPT:
             self._pools.popitem(last=False)
         return pool

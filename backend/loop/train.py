@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
+from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs, ProjectLock
 from backend.adapters.label_studio import LabelStudioClient
@@ -88,6 +89,8 @@ class Trainer:
 
     def _make_version(self, project_id: int, lock: ProjectLock, *, forced: bool) -> VersionRecord | None:
         watch = Stopwatch()
+        # Asked once: it may change at any time, and all of a version is made with the same.
+        backbone = self._embedder.backbone(project_id)
         with watch.stage("read_labels"):
             project = self._label_studio.project(project_id)
             config = parse_labeling_config(project.label_config)
@@ -98,10 +101,10 @@ class Trainer:
             labels = read_labels(config, annotated)
             split = self._embedder.validation_split(project_id, config.image_field)
         with watch.stage("embeddings"):
-            table = self._table(project_id, annotated, labels)
+            table = self._table(project_id, backbone, annotated, labels)
         if wanted is not None:
             labels = keep_aside(labels, annotated, wanted, split, table.task_ids.tolist())
-        digest = self._digest(project, annotated, table, labels)
+        digest = self._digest(project, backbone, annotated, table, labels)
         previous = self._registry.published_record(project_id)
         if len(table.task_ids) == 0 or (previous and previous.inputs_digest == digest and not forced):
             logger.info(
@@ -121,11 +124,11 @@ class Trainer:
             return None
         plan = plan_round(
             table,
-            self._pools.pool(table, self._embedder.backbone.n_details),
+            self._pools.pool(table, backbone),
             labels,
             self._settings,
             n_classes=len(config.labels),
-            previous_seed=self._previous_seed(previous),
+            previous_seed=self._previous_seed(previous, backbone),
             watch=watch,
         )
         fitted, seed = plan.fitted, plan.seed
@@ -133,7 +136,7 @@ class Trainer:
         with watch.stage("evaluate"):
             measured = measure(fitted.head, table, labels) if fitted else None
             expected = float(plan.scores.probabilities.max(axis=1).mean()) if plan.scores and plan.pool else None
-            curve = self._curve(project, previous, len(labeled), measured, expected)
+            curve = self._curve(project, backbone, previous, len(labeled), measured, expected)
             outlook = foresee(
                 curve if fitted and plan.pool else [],
                 target=self._settings.target_accuracy,
@@ -158,8 +161,8 @@ class Trainer:
             log_loss=evaluation.log_loss if evaluation else None,
             strength=fitted.head.strength if fitted else None,
             acquisition=self._settings.acquisition,
-            backbone=self._embedder.backbone.name,
-            fingerprint=self._embedder.backbone.fingerprint,
+            backbone=backbone.name,
+            fingerprint=backbone.fingerprint,
             random_state=self._settings.random_state,
             pool_size=len(plan.pool),
             window=[entry.task_id for entry in entries],
@@ -202,6 +205,7 @@ class Trainer:
     def _curve(
         self,
         project: Project,
+        backbone: Backbone,
         previous: VersionRecord | None,
         n_labels: int,
         measured: Measurement | None,
@@ -213,8 +217,9 @@ class Trainer:
         before = previous or self._registry.newest_record(project.id)
         if before is not None and not same_labels_offered(before.label_config, project.label_config):
             before = None
-        fingerprint = self._embedder.backbone.fingerprint
-        carried = carried_curve(before, fingerprint=fingerprint, validation_filter=str(wanted) if wanted else None)
+        carried = carried_curve(
+            before, fingerprint=backbone.fingerprint, validation_filter=str(wanted) if wanted else None
+        )
         new = []
         if measured is not None and n_labels:
             new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
@@ -222,25 +227,27 @@ class Trainer:
             new.append(CurvePoint("expected", n_labels, expected, n_labels))
         return extended_curve(carried, new)
 
-    def _table(self, project_id: int, annotated: Sequence[AnnotatedTask], labels: TrainingLabels) -> EmbeddingTable:
+    def _table(
+        self, project_id: int, backbone: Backbone, annotated: Sequence[AnnotatedTask], labels: TrainingLabels
+    ) -> EmbeddingTable:
         """The project's embeddings, with those of labeled tasks that came faster than the embedding jobs."""
-        table = self._embedder.table(project_id)
+        table = self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
         unknown = missing_tasks(table, [item.task for item in annotated if item.task.id in labels.labels])
         if not unknown:
             return table
-        self._embedder.embed_now(project_id, unknown[:EMBED_IN_JOB])
+        self._embedder.embed_now(project_id, unknown[:EMBED_IN_JOB], backbone)
         if len(unknown) > EMBED_IN_JOB:
             self._jobs.request_embedding(project_id)
-        return self._embedder.table(project_id)
+        return self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
 
-    def _previous_seed(self, previous: VersionRecord | None) -> Seed | None:
+    def _previous_seed(self, previous: VersionRecord | None, backbone: Backbone) -> Seed | None:
         """The first batch of the published version, if it was chosen from embeddings of the same backbone.
 
         Before there is a head, a batch of another strategy than that of the settings is chosen anew.
         """
         if previous is None or not previous.seed_engine:
             return None
-        if previous.fingerprint != self._embedder.backbone.fingerprint:
+        if previous.fingerprint != backbone.fingerprint:
             return None
         strategy = previous.seed_strategy or RECORDED_BEFORE
         if previous.kind == "seed" and strategy != self._settings.seed_strategy:
@@ -263,7 +270,12 @@ class Trainer:
         self._label_studio.activate_version(project_id, version)
 
     def _digest(
-        self, project: Project, annotated: Sequence[AnnotatedTask], table: EmbeddingTable, labels: TrainingLabels
+        self,
+        project: Project,
+        backbone: Backbone,
+        annotated: Sequence[AnnotatedTask],
+        table: EmbeddingTable,
+        labels: TrainingLabels,
     ) -> str:
         """Identity of everything a version is made from: equal digests would give an equal version."""
         annotations = sorted(
@@ -273,7 +285,7 @@ class Trainer:
         )
         settings = self._settings
         facts = [
-            project.label_config, annotations, self._embedder.backbone.fingerprint,
+            project.label_config, annotations, backbone.fingerprint,
             settings.seed_strategy, settings.seed_size, settings.acquisition, settings.window_size,
             settings.random_state, str(settings.validation_filter), sorted(labels.reserved), settings.target_accuracy,
         ]  # fmt: skip
