@@ -135,6 +135,7 @@ def fit_and_evaluate(
     *,
     random_state: int,
     strengths: Sequence[float] = STRENGTHS,
+    never_held_out: NDArray[np.bool_] | None = None,
 ) -> FitResult:
     """A head learned from labels and from the whole pool, with the out-of-fold result of its settings.
 
@@ -155,8 +156,9 @@ def fit_and_evaluate(
     5. The probabilities are brought to the temperature at which they fit held-out labels best (`learning.calibration`);
        strengths are compared at their best temperatures.
 
-    Folds are stratified. A class with one example is always trained on and never held out; without two classes of at
-    least two examples nothing can be evaluated, and `DEFAULT_STRENGTH` is used.
+    Folds are stratified. A class with one example is always trained on and never held out, and so are the labels that
+    `never_held_out` (n,) marks: those by which a backbone was fine-tuned, for it would know the answers. Without two
+    classes of at least two examples nothing can be evaluated, and `DEFAULT_STRENGTH` is used.
 
     Raises ValueError for fewer than two classes, unequal lengths or embeddings that are not finite. Cost: one
     eigendecomposition of the smaller of rows × rows and D×D, then 10 to 50 passes over rows·min(rows, D)·C·folds per
@@ -167,7 +169,7 @@ def fit_and_evaluate(
     weight = _choose_detail_weight(pool, embeddings, targets)
     space = pool.space(weight)
     features = space.features(embeddings)
-    folds = _deal_folds(targets, random_state=random_state)
+    folds = _deal_folds(targets, never_held_out, random_state=random_state)
     problem = _with_soft_rows(pool, weight, indices, features, targets, folds)
     if folds is None:
         return FitResult(problem.head(classes, DEFAULT_STRENGTH), None, weight, temperature=1.0)
@@ -201,13 +203,16 @@ def _checked(embeddings: ArrayLike, labels: Sequence[str]) -> tuple[NDArray[Any]
     return rows, classes, np.array([index[label] for label in labels])
 
 
-def _deal_folds(targets: NDArray[np.intp], *, random_state: int) -> NDArray[np.intp] | None:
+def _deal_folds(
+    targets: NDArray[np.intp], never_held_out: NDArray[np.bool_] | None, *, random_state: int
+) -> NDArray[np.intp] | None:
     """The fold (N,) in which each row is held out, -1 for never; None if fewer than two classes could be judged.
 
     Each class is shuffled and dealt in turn, continuing where the last class ended, so folds differ by one row at
     most. A class of m >= 2 rows never loses all of them to one fold.
     """
-    counts = np.bincount(targets)
+    free = np.ones(len(targets), dtype=bool) if never_held_out is None else ~never_held_out
+    counts = np.bincount(targets[free])
     if np.sum(counts >= 2) < 2:
         return None
     random = np.random.default_rng(random_state)
@@ -215,7 +220,7 @@ def _deal_folds(targets: NDArray[np.intp], *, random_state: int) -> NDArray[np.i
     folds = np.full(len(targets), -1)
     dealt = 0
     for label in np.flatnonzero(counts >= 2):
-        members = random.permutation(np.flatnonzero(targets == label))
+        members = random.permutation(np.flatnonzero((targets == label) & free))
         folds[members] = (dealt + np.arange(len(members))) % n_folds
         dealt += len(members)
     return folds

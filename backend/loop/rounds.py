@@ -77,15 +77,16 @@ def plan_round(
     n_classes: int,
     previous_seed: Seed | None,
     watch: Stopwatch,
+    seen: frozenset[int] = frozenset(),
 ) -> Round:
     """Fits a head, scores the pool and builds the window.
 
     `everything` is the pool of all of the table's images, `n_classes` how many classes the labeling config offers,
-    `previous_seed` the seed of the round before.
+    `previous_seed` the seed of the round before, `seen` the tasks whose labels the backbone was fine-tuned on.
     """
     with watch.stage("fit"):
         labeled = trainable(table, labels)
-        fitted = _fit(table, everything, labeled, labels, settings)
+        fitted = _fit(table, everything, labeled, labels, settings, seen)
     taken = labels.answered | labels.reserved
     pool = [task_id for task_id in table.task_ids.tolist() if task_id not in taken]
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
@@ -126,12 +127,23 @@ def trainable(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
 
 
 def _fit(
-    table: EmbeddingTable, everything: Pool, labeled: Sequence[int], labels: TrainingLabels, settings: Settings
+    table: EmbeddingTable,
+    everything: Pool,
+    labeled: Sequence[int],
+    labels: TrainingLabels,
+    settings: Settings,
+    seen: frozenset[int],
 ) -> FitResult | None:
     targets = [labels.labels[task_id] for task_id in labeled]
     if len(set(targets)) < 2:
         return None
-    return fit_and_evaluate(everything, table.rows_of(labeled), targets, random_state=settings.random_state)
+    return fit_and_evaluate(
+        everything,
+        table.rows_of(labeled),
+        targets,
+        random_state=settings.random_state,
+        never_held_out=np.array([task_id in seen for task_id in labeled]),
+    )
 
 
 def _seed(
