@@ -140,9 +140,15 @@ class Embedder:
         with ThreadPoolExecutor(max_workers=N_FETCHERS, thread_name_prefix="fetch") as pool:
             return list(pool.map(lambda task: self._load(task, hostname, min_side), tasks))
 
-    def forget(self, project_id: int, task_ids: Sequence[int]) -> None:
-        """Deletes the embeddings and failures of some tasks."""
-        self._store(project_id).remove(task_ids)
+    def forget(self, project_id: int, task_ids: Sequence[int], backbone: Backbone | None = None) -> None:
+        """Deletes the embeddings and failures of some tasks, of the project's backbone unless another is given."""
+        backbone = backbone or self.backbone(project_id)
+        self._store(project_id, backbone.fingerprint, backbone.dim).remove(task_ids)
+
+    def discard(self, project_id: int, fingerprint: str) -> None:
+        """Deletes all embeddings of a backbone that is no longer needed."""
+        self._store(project_id, fingerprint, 0).discard()
+        self._stores.pop(self._registry.project_directory(project_id) / "embeddings" / fingerprint)
 
     def forget_deleted(self, project_id: int) -> int:
         """Deletes the embeddings of tasks that Label Studio no longer has; how many there were."""

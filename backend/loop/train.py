@@ -18,7 +18,10 @@ from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import LabelStudioError
+from backend.learning.head import CrossValidation
+from backend.loop.backbones import BACKBONE_WARNING, ProjectBackbones
 from backend.loop.embed import Embedder, missing_tasks
+from backend.loop.finetune import Finetuner
 from backend.loop.outlook import (
     MAX_SUSPECTS,
     carried_curve,
@@ -42,7 +45,7 @@ RECORDED_BEFORE = "typical_coreset"
 """The seed strategy of versions whose record does not name it: there was no other."""
 
 CROSS_VALIDATED = (
-    "cross-validated on the labeled tasks, which were chosen because they are hard: usually pessimistic, and not to be "
+    "cross-validated on {which}, which were chosen because they are hard: usually pessimistic, and not to be "
     "compared from version to version"
 )
 
@@ -57,6 +60,8 @@ class Trainer:
         jobs: Jobs,
         registry: Registry,
         embedder: Embedder,
+        backbones: ProjectBackbones,
+        finetuner: Finetuner,
         settings: Settings,
         now: Callable[[], datetime],
     ) -> None:
@@ -64,6 +69,8 @@ class Trainer:
         self._jobs = jobs
         self._registry = registry
         self._embedder = embedder
+        self._backbones = backbones
+        self._finetuner = finetuner
         self._settings = settings
         self._now = now
         self._pools = Pools()
@@ -90,7 +97,9 @@ class Trainer:
     def _make_version(self, project_id: int, lock: ProjectLock, *, forced: bool) -> VersionRecord | None:
         watch = Stopwatch()
         # Asked once: it may change at any time, and all of a version is made with the same.
-        backbone = self._embedder.backbone(project_id)
+        current = self._backbones.current(project_id)
+        backbone = current.backbone
+        self._jobs.set_note(project_id, BACKBONE_WARNING, current.warning)
         with watch.stage("read_labels"):
             project = self._label_studio.project(project_id)
             config = parse_labeling_config(project.label_config)
@@ -104,6 +113,8 @@ class Trainer:
             table = self._table(project_id, backbone, annotated, labels)
         if wanted is not None:
             labels = keep_aside(labels, annotated, wanted, split, table.task_ids.tolist())
+        labeled = trainable(table, labels)
+        self._finetuner.request_if_due(project_id, len(labeled))
         digest = self._digest(project, backbone, annotated, table, labels)
         previous = self._registry.published_record(project_id)
         if len(table.task_ids) == 0 or (previous and previous.inputs_digest == digest and not forced):
@@ -111,7 +122,6 @@ class Trainer:
                 "nothing new project=%d labels=%d embedded=%d", project_id, len(labels.labels), len(table.task_ids)
             )
             return None
-        labeled = trainable(table, labels)
         if (
             previous is None
             and len({labels.labels[task_id] for task_id in labeled}) < 2
@@ -130,6 +140,7 @@ class Trainer:
             n_classes=len(config.labels),
             previous_seed=self._previous_seed(previous, backbone),
             watch=watch,
+            seen=current.seen,
         )
         fitted, seed = plan.fitted, plan.seed
         evaluation = fitted.evaluation if fitted else None
@@ -157,7 +168,7 @@ class Trainer:
             labels_by_class=dict(Counter(labels.labels[task_id] for task_id in labeled)),
             ignored_labels={str(task_id): reason for task_id, reason in self._ignored(labels, table).items()},
             accuracy=measured.accuracy if measured else evaluation.accuracy if evaluation else None,
-            accuracy_kind=measured.kind if measured else CROSS_VALIDATED if evaluation else None,
+            accuracy_kind=measured.kind if measured else _how_cross_validated(evaluation, current.seen),
             log_loss=evaluation.log_loss if evaluation else None,
             strength=fitted.head.strength if fitted else None,
             acquisition=self._settings.acquisition,
@@ -302,3 +313,12 @@ class Trainer:
             if task_id in table.failures
         }
         return {**labels.ignored, **broken}
+
+
+def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:
+    if evaluation is None:
+        return None
+    which = "the labeled tasks"
+    if seen:
+        which = f"the {evaluation.n_evaluated} labeled tasks that the fine-tuned backbone was not trained on"
+    return CROSS_VALIDATED.format(which=which)
