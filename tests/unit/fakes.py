@@ -314,7 +314,7 @@ class TinyBackbone(Backbone):
         return np.array(colours, dtype=np.float32).reshape(-1, 3) * np.array(self.weights, dtype=np.float32)
 
     def training_pixels(self, images: Sequence[Image.Image]) -> npt.NDArray[np.uint8]:
-        return np.stack([np.asarray(image.convert("RGB")) for image in images])
+        return np.array([np.asarray(image) for image in images], dtype=np.uint8).reshape(-1, 1, 1, 3)
 
     def finetuned(
         self, pixels: npt.NDArray[np.uint8], targets: npt.NDArray[np.intp], *, random_state: int
