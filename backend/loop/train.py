@@ -44,10 +44,10 @@ EMBED_IN_JOB = 256
 RECORDED_BEFORE = "typical_coreset"
 """The seed strategy of versions whose record does not name it: there was no other."""
 
-CROSS_VALIDATED = (
-    "cross-validated on {which}, which were chosen because they are hard: usually pessimistic, and not to be "
-    "compared from version to version"
+_LABELED_BECAUSE_HARD = (
+    "which were chosen because they are hard: usually pessimistic, and not to be compared from version to version"
 )
+CROSS_VALIDATED = f"cross-validated on the labeled tasks, {_LABELED_BECAUSE_HARD}"
 
 
 class Trainer:
@@ -316,9 +316,7 @@ class Trainer:
 
 
 def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:
-    if evaluation is None:
-        return None
-    which = "the labeled tasks"
-    if seen:
-        which = f"the {evaluation.n_evaluated} labeled tasks that the fine-tuned backbone was not trained on"
-    return CROSS_VALIDATED.format(which=which)
+    if evaluation is None or not seen:
+        return CROSS_VALIDATED if evaluation else None
+    which = f"the {evaluation.n_evaluated} labeled tasks that the fine-tuned backbone was not trained on"
+    return f"cross-validated on {which}, {_LABELED_BECAUSE_HARD}"

@@ -99,7 +99,7 @@ def test_a_fifth_of_each_class_is_held_out_and_not_trained_on(project: World) ->
 
 def test_accuracy_is_measured_on_labels_the_backbone_has_not_seen(project: World) -> None:
     """Of 30 labels six, and then the new ones too; the kind of the accuracy says so."""
-    assert retrain(project).accuracy_kind == CROSS_VALIDATED.format(which="the labeled tasks")
+    assert retrain(project).accuracy_kind == CROSS_VALIDATED
     finetune(project)
     kind = retrain(project).accuracy_kind or ""
     assert "on the 6 labeled tasks that the fine-tuned backbone was not trained on" in kind
@@ -166,7 +166,7 @@ def test_with_train_head_nothing_is_new(project: World) -> None:
     plain = project.again(train="head")
     record = retrain(plain)
     assert record.fingerprint == "f00d"
-    assert record.accuracy_kind == CROSS_VALIDATED.format(which="the labeled tasks")
+    assert record.accuracy_kind == CROSS_VALIDATED
     assert plain.waiting() == ["prune(1)"]
     assert plain.services.finetuner.finetune(1) is None
     assert plain.services.status.project(1)["finetuning"] is None
@@ -343,7 +343,7 @@ def test_damaged_weights_bring_the_original_backbone_back(project: World, damage
     other = restarted(project)
     version = retrain(other)
     assert (version.kind, version.fingerprint) == ("model", "f00d")
-    assert version.accuracy_kind == CROSS_VALIDATED.format(which="the labeled tasks")
+    assert version.accuracy_kind == CROSS_VALIDATED
     warning = other.services.status.project(1)["backbone_warning"]
     assert warning.startswith("the original backbone is used instead of the fine-tuned one: ")
     assert str(path) in warning
