@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from backend.errors import FinetuningError
 from backend.learning.calibration import fit_temperature, log_loss
-from backend.learning.head import MAX_CLASS_WEIGHT, fit_and_evaluate
+from backend.learning.head import class_weights, fit_and_evaluate
 from backend.learning.pool import Pool
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def finetune(
     on_gpu = device.type == "cuda"
     random = torch.Generator().manual_seed(random_state)
     classes = torch.from_numpy(targets.astype(np.int64)).to(device)
-    weights = _class_weights(targets)
-    loss_of = nn.CrossEntropyLoss(torch.from_numpy(weights).float().to(device), label_smoothing=LABEL_SMOOTHING)
+    weights = torch.from_numpy(class_weights(targets)).float().to(device)
+    loss_of = nn.CrossEntropyLoss(weights, label_smoothing=LABEL_SMOOTHING)
 
     def batch(rows: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         pictures = torch.from_numpy(pixels[rows.numpy()]).to(device).permute(0, 3, 1, 2).float()
@@ -173,13 +173,6 @@ def finetune(
     if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
         raise FinetuningError("fine-tuning was given up: weights became infinite; choose another BACKBONE")
     return float(np.mean(losses[-n_steps // EPOCHS :]))
-
-
-def _class_weights(targets: NDArray[np.intp]) -> NDArray[np.float64]:
-    """What a label of each class (C,) weighs, so that all classes weigh the same; see `learning.head`."""
-    counts = np.bincount(targets)
-    weights: NDArray[np.float64] = np.minimum(len(targets) / (len(counts) * counts), MAX_CLASS_WEIGHT)
-    return weights
 
 
 def _probe(features: torch.Tensor, classes: torch.Tensor, loss_of: Any) -> torch.nn.Module:

@@ -147,7 +147,7 @@ def fit_and_evaluate(
     2. Labels spread along the graph of all images (`learning.spreading`). Up to `MAX_SOFT_ROWS` unlabeled rows with the
        soft labels that arrive there are trained on beside the labeled ones, weighted by confidence, all together
        like `SOFT_LABELS` · C / n labels: they rule while there is a label or two per class and fade as labels come.
-    3. Labels of rare classes weigh more, so that all classes weigh the same (`_class_weights`).
+    3. Labels of rare classes weigh more, so that all classes weigh the same (`class_weights`).
     4. The minimised loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
        classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C). The strength is chosen
        by cross-validated log-loss, not accuracy: with tens of labels accuracy moves in steps of several percent and
@@ -272,7 +272,7 @@ def _leave_one_out_error(features: Features, targets: NDArray[np.intp], judged: 
     return min(errors)
 
 
-def _class_weights(targets: NDArray[np.intp]) -> Floats:
+def class_weights(targets: NDArray[np.intp]) -> Floats:
     """What a label of each class (C,) weighs: n / (C · n_c), scikit-learn's "balanced", and 10 at most.
 
     Labels that were asked for do not come in the classes' shares. Weighted so, heads are more accurate on even pools
@@ -299,7 +299,7 @@ def _with_soft_rows(
     trained = np.ones((n_labels, n_folds + 1))  # (n, F)
     if folds is not None:
         trained[:, :-1] = folds[:, None] != np.arange(n_folds)
-    trained *= _class_weights(targets)[targets, None]
+    trained *= class_weights(targets)[targets, None]
     space = pool.space(detail_weight)
     labeled_targets = np.repeat(one_hot[:, None], n_folds + 1, axis=1)  # (n, F, C)
     mass = SOFT_LABELS * n_classes / n_labels

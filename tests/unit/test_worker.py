@@ -17,7 +17,7 @@ from backend.errors import LabelStudioUnreachableError, RedisUnavailableError
 from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
 from backend.loop.status import FINETUNING_OBSTACLE, LAST_ERROR
-from backend.worker import FinetuningProcess, WarmWorker, run_worker
+from backend.worker import FinetuningProcess, WarmWorker, _start_finetuning, run_worker
 
 IMAGES = [rgb(250, 0), rgb(0, 250), rgb(200, 0), rgb(0, 200), rgb(120, 120)]
 
@@ -229,7 +229,8 @@ def test_without_a_gpu_the_worker_says_so_once(project: World, caplog: pytest.Lo
     published = world.registry.published_record(1)
     assert published is not None
     assert published.labels_used == 4
-    run_worker(project.services, burst=True)
+    assert _start_finetuning(world.services) is None
+    assert _start_finetuning(project.services) is None
     assert project.jobs.note(0, FINETUNING_OBSTACLE) is None
     assert project.services.status.project(1)["finetuning"] is None
 

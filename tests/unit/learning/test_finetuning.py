@@ -13,7 +13,7 @@ from torch import nn
 
 from backend.errors import FinetuningError
 from backend.learning import finetuning
-from backend.learning.finetuning import Judgement, _class_weights, _cropped, _rate, finetune, hold_out, judge
+from backend.learning.finetuning import Judgement, _cropped, _rate, finetune, hold_out, judge
 
 MEAN = torch.full((1, 3, 1, 1), 127.5)
 SIDE = 7
@@ -146,11 +146,6 @@ def test_rates_rise_and_fall() -> None:
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[11] == pytest.approx(0.5)
     assert 0 < rates[19] < 0.01
-
-
-def test_classes_weigh_evenly() -> None:
-    """Six of one class and two of another: 8 / (2 · 6) and 8 / (2 · 2)."""
-    assert _class_weights(np.array([0] * 6 + [1] * 2)).tolist() == pytest.approx([2 / 3, 2.0])
 
 
 def test_a_fifth_of_every_class_is_held_out() -> None:

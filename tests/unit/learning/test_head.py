@@ -354,9 +354,9 @@ def test_all_classes_weigh_the_same():
 
 def test_a_single_label_does_not_drown_the_others():
     """Weights by hand: 12 labels, 3 classes: 12 / (3 · 8), 12 / (3 · 3), 12 / (3 · 1); never more than ten."""
-    weights = head_module._class_weights(np.repeat([0, 1, 2], [8, 3, 1]))
+    weights = head_module.class_weights(np.repeat([0, 1, 2], [8, 3, 1]))
     np.testing.assert_allclose(weights, [0.5, 4 / 3, 4])
-    assert head_module._class_weights(np.repeat([0, 1], [99, 1]))[1] == 10
+    assert head_module.class_weights(np.repeat([0, 1], [99, 1]))[1] == 10
 
 
 def test_labels_a_backbone_was_fine_tuned_on_are_never_held_out():
