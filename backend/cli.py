@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -17,6 +15,7 @@ import typer
 
 from backend.config import Settings, describe_settings
 from backend.errors import BackendError
+from backend.logs import configure_logging
 
 app = typer.Typer(
     name="python -m backend",
@@ -278,13 +277,3 @@ def _settings(context: typer.Context, *, quiet: bool = False) -> Settings:
     settings = Settings.from_environment(context.obj)
     configure_logging("WARNING" if quiet else settings.log_level)
     return settings
-
-
-def configure_logging(level: str) -> None:
-    """One line per event on standard error, times in UTC; libraries only speak from WARNING on."""
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level="WARNING", handlers=[handler], force=True)
-    logging.getLogger("backend").setLevel(level)

@@ -161,6 +161,14 @@ class Settings:
     acquisition: str = _setting(
         _choice(*ACQUISITIONS), "information_density", "how images are chosen after it: " + ", ".join(ACQUISITIONS)
     )
+    train: str = _setting(
+        _choice("head", "finetune"),
+        "head",
+        "what is trained: head; or finetune: with a GPU and labels enough, from time to time the backbone too",
+    )
+    finetune_from: int = _setting(
+        _whole(20), 300, "labels from which TRAIN=finetune fine-tunes; again whenever they have doubled"
+    )
     window_size: int = _setting(_whole(1, 10_000), 30, "tasks that carry the newest version's queue score at any time")
     validation_filter: ValidationFilter | None = _setting(
         ValidationFilter.parse,

@@ -62,6 +62,10 @@ class BackboneError(BackendError):
     """The backbone or its weights file cannot be used."""
 
 
+class FinetuningError(BackendError):
+    """The backbone cannot be fine-tuned on these labels, and trying again would change nothing."""
+
+
 class SelectionError(BackendError):
     """A selection was asked for with impossible input (NaN embeddings, a budget above the pool, …)."""
 

@@ -12,6 +12,7 @@ UNTRAINED = "untrained"
 
 VersionKind = Literal["seed", "model"]
 CurveKind = Literal["measured", "expected"]
+FinetuningOutcome = Literal["begun", "failed", "rejected", "adopted", "in_use"]
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,30 @@ class VersionRecord:
         """The record of a JSON object; keys of a newer release are left out, so that a downgrade can still read it."""
         known = {item.name for item in fields(cls)}
         return cls(**{key: value for key, value in raw.items() if key in known})
+
+
+@dataclass(frozen=True)
+class FinetuningRecord:
+    """How one fine-tuning of a project's backbone went; stored as JSON.
+
+    outcome: `begun` (running, or stopped in the middle and tried again), `failed` and `rejected` (not tried again until
+    there are twice the labels), `adopted` (better, its embeddings of all images are being made), `in_use`.
+    base: fingerprint of the backbone it began with.
+    note: what happened, as a sentence for people.
+    n_tries: how often it was begun on about these labels.
+    error: what stopped it last, until it got further.
+    fingerprint: of the fine-tuned backbone, once it is adopted.
+    seen: the tasks whose labels it was trained on; accuracy must be measured on others.
+    """
+
+    outcome: FinetuningOutcome
+    labels_used: int
+    base: str
+    note: str
+    n_tries: int = 1
+    error: str | None = None
+    fingerprint: str | None = None
+    seen: Sequence[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,11 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.config import Settings
+from backend.loop.backbones import ProjectBackbones
 from backend.loop.connect import Connector
 from backend.loop.doctor import Doctor
 from backend.loop.embed import Embedder
+from backend.loop.finetune import Finetuner
 from backend.loop.reconcile import Reconciler
 from backend.loop.score import Predictor
 from backend.loop.status import StatusReader
@@ -64,7 +66,7 @@ class Services:
         )
 
     def backbone(self) -> Backbone:
-        """The backbone, loaded once; safe from several threads."""
+        """The backbone of the settings, loaded once; safe from several threads."""
         with self._backbone_guard:
             if self._backbone is None:
                 self._backbone = load_backbone(
@@ -75,12 +77,19 @@ class Services:
             return self._backbone
 
     @cached_property
+    def backbones(self) -> ProjectBackbones:
+        """That backbone, or a project's own."""
+        return ProjectBackbones(
+            load_base=self.backbone, registry=self.registry, finetunes=self.settings.train == "finetune"
+        )
+
+    @cached_property
     def embedder(self) -> Embedder:
         """Use case: embed tasks."""
         return Embedder(
             label_studio=self.label_studio,
             images=self.images,
-            load_backbone=self.backbone,
+            backbone_of=lambda project_id: self.backbones.current(project_id).backbone,
             jobs=self.jobs,
             registry=self.registry,
             batch_size=self.settings.embed_batch_size,
@@ -95,8 +104,22 @@ class Services:
             jobs=self.jobs,
             registry=self.registry,
             embedder=self.embedder,
+            backbones=self.backbones,
+            finetuner=self.finetuner,
             settings=self.settings,
             now=lambda: datetime.now(UTC),
+        )
+
+    @cached_property
+    def finetuner(self) -> Finetuner:
+        """Use case: fine-tune a project's backbone."""
+        return Finetuner(
+            label_studio=self.label_studio,
+            jobs=self.jobs,
+            registry=self.registry,
+            embedder=self.embedder,
+            backbones=self.backbones,
+            settings=self.settings,
         )
 
     @cached_property
@@ -118,7 +141,7 @@ class Services:
     @cached_property
     def status(self) -> StatusReader:
         """Use case: say how things are."""
-        return StatusReader(jobs=self.jobs, registry=self.registry, label_studio_url=self.settings.label_studio_url)
+        return StatusReader(jobs=self.jobs, registry=self.registry, settings=self.settings)
 
     @cached_property
     def connector(self) -> Connector:

@@ -3,22 +3,31 @@
 rq's usual worker forks for every job; a fork must not inherit a CUDA context, OpenMP pools or open Lance datasets, and
 would load everything anew. This one runs jobs in its own process and keeps backbone, embeddings and heads in memory. A
 killed worker loses nothing: whatever it was doing is found again by the reconciliation that starts the next one.
+
+With TRAIN=finetune and a GPU a second process fine-tunes beside it, so that no label waits for that.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from rq.worker import SimpleWorker
 
+from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES
+from backend.config import Settings
 from backend.errors import BackendError, ProjectNotFoundError, RedisUnavailableError
+from backend.logs import configure_logging
+from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
-from backend.loop.status import BACKBONE_WARNING, LAST_ERROR
+from backend.loop.status import FINETUNING_OBSTACLE, LAST_ERROR
 from backend.model import RETRAIN, ActiveLearningModel, services_from_environment
 from backend.schema import Task
 from backend.services import Services
@@ -33,12 +42,12 @@ _services: ContextVar[Services] = ContextVar("services")
 class WarmWorker(SimpleWorker):  # type: ignore[misc]
     """An rq worker whose jobs find the services of this process."""
 
-    def __init__(self, services: Services, **kwargs: Any) -> None:
+    def __init__(self, services: Services, queue_names: Sequence[str] = QUEUES, **kwargs: Any) -> None:
         from rq.serializers import JSONSerializer
 
         self._services = services
         jobs = services.jobs
-        super().__init__(jobs.queues(), connection=jobs.redis, serializer=JSONSerializer, **kwargs)
+        super().__init__(jobs.queues(queue_names), connection=jobs.redis, serializer=JSONSerializer, **kwargs)
 
     def perform_job(self, *args: Any, **kwargs: Any) -> bool:
         """Runs one job with the services at hand."""
@@ -72,6 +81,16 @@ def embed_batch(project_id: int, tasks: list[tuple[int, str | None]]) -> None:
     """Job: embed some tasks, given as [id, image reference]."""
     batch = [Task(int(task_id), image) for task_id, image in tasks]
     _run(project_id, lambda services: services.embedder.embed_batch(project_id, batch))
+
+
+def finetune(project_id: int) -> str | None:
+    """Job: fine-tune the backbone of the project, if it is due; what came of it."""
+
+    def work(services: Services) -> str | None:
+        record = services.finetuner.finetune(project_id)
+        return record.outcome if record else None
+
+    return _run(project_id, work)
 
 
 def reconcile(project_id: int) -> bool | None:
@@ -127,18 +146,81 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
     if backbone.warning:
         logger.warning("%s", backbone.warning)
     _recover(services)
+    finetuning = _start_finetuning(services)
     stop = threading.Event()
-    timer = threading.Thread(target=_reconcile_regularly, args=(services, stop), name="reconcile", daemon=True)
+    timer = threading.Thread(
+        target=_reconcile_regularly, args=(services, finetuning, stop), name="reconcile", daemon=True
+    )
     timer.start()
-    # A failed job is logged above, in one line with the project's id; rq would add a traceback for each.
-    logging.getLogger("rq.worker").addFilter(lambda record: "exception raised while executing" not in record.msg)
-    worker = WarmWorker(services)
     try:
-        worker.work(burst=burst, logging_level="WARNING", with_scheduler=False)
+        _work(services, QUEUES, burst=burst)
     finally:
         stop.set()
         timer.join(timeout=5)
+        if finetuning is not None:
+            finetuning.stop()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _work(services: Services, queue_names: Sequence[str], *, burst: bool = False) -> None:
+    # A failed job is logged by `_run`, in one line with the project's id; rq would add a traceback for each.
+    logging.getLogger("rq.worker").addFilter(lambda record: "exception raised while executing" not in record.msg)
+    WarmWorker(services, queue_names).work(burst=burst, logging_level="WARNING", with_scheduler=False)
+
+
+class FinetuningProcess:
+    """The process beside the worker; killed at any point it loses nothing but time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: BaseProcess | None = None
+
+    def keep_alive(self) -> None:
+        """Starts it, or starts it again when it has died (out of memory, for example)."""
+        if self._process is not None and self._process.is_alive():
+            return
+        if self._process is not None:
+            logger.error("the fine-tuning process died, exit code %s; it is started again", self._process.exitcode)
+        # Not forked: a child must not inherit a CUDA context, nor thread pools that were in use.
+        spawn = multiprocessing.get_context("spawn")
+        self._process = spawn.Process(
+            target=work_on_finetuning, args=(self._settings,), name="active-learning-finetune", daemon=True
+        )
+        self._process.start()
+
+    def stop(self) -> None:
+        """Ends it at once: to finish its job could take minutes."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+
+def work_on_finetuning(settings: Settings) -> None:
+    """What the process does, until the worker that started it is gone."""
+    configure_logging(settings.log_level)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="end-with-worker", daemon=True).start()
+    _work(Services(settings), (FINETUNE_QUEUE,))
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _start_finetuning(services: Services) -> FinetuningProcess | None:
+    """The fine-tuning process if TRAIN wants it and nothing stands against it; what does is logged and kept, once."""
+    wanted = services.settings.train == "finetune"
+    obstacle = services.backbone().finetuning_obstacle if wanted else None
+    services.jobs.set_note(0, FINETUNING_OBSTACLE, obstacle)
+    if obstacle:
+        logger.warning("%s", obstacle)
+    if not wanted or obstacle:
+        return None
+    process = FinetuningProcess(services.settings)
+    process.keep_alive()
+    return process
 
 
 def _recover(services: Services) -> None:
@@ -149,10 +231,12 @@ def _recover(services: Services) -> None:
         services.jobs.request_retrain(project_id, renew=True)
 
 
-def _reconcile_regularly(services: Services, stop: threading.Event) -> None:
+def _reconcile_regularly(services: Services, finetuning: FinetuningProcess | None, stop: threading.Event) -> None:
     while not stop.wait(services.settings.reconcile_interval_s):
         try:
+            if finetuning is not None:
+                finetuning.keep_alive()
             for project_id in services.registry.known_projects():
                 services.jobs.request_reconciliation(project_id)
-        except BackendError as exc:
+        except (BackendError, OSError) as exc:
             logger.warning("reconciliation not requested: %s", exc)

@@ -10,12 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from backend.errors import BackboneError
+from backend.learning.finetuning import finetune
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +47,9 @@ _N_ORIENTATIONS = 8
 _HOG_WEIGHT = 1.5
 _N_UNIFORM_PATTERNS = 59
 _N_NAMES_SHOWN = 5
+# Pictures for fine-tuning are this much larger than the network's input, for crops to show them in full resolution.
+_MARGIN = 8 / 7
+_NO_GPU = "TRAIN=finetune has no effect without a GPU: the backbone stays as it is and the head alone is trained"
 
 
 class Backbone(ABC):
@@ -62,12 +67,36 @@ class Backbone(ABC):
     """A sentence for the user of the service when this is not the backbone that was asked for."""
     input_side: int
     """Pixels per side that pictures are brought to: `min_side` for whoever decodes them."""
+    training_side: int = 0
+    """The same for fine-tuning, which needs a little more."""
     n_details: int = 0
     """How many columns, the last ones, come from earlier stages of a network: textures and tints, not things."""
+    finetuning_obstacle: str | None
+    """Why this backbone is not fine-tuned in this process, as a sentence; None if nothing stands against it."""
 
     @abstractmethod
     def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         """Return features (N, dim), finite and not normalised, of N RGB pictures of any size."""
+
+    def training_pixels(self, images: Sequence[Image.Image]) -> npt.NDArray[np.uint8]:
+        """Return pixels (N, S, S, 3) of N RGB pictures as `finetuned` wants them, S = `training_side`."""
+        raise BackboneError(f"{self.name} cannot be fine-tuned; choose a network as BACKBONE")
+
+    def finetuned(self, pixels: npt.NDArray[np.uint8], targets: npt.NDArray[np.intp], *, random_state: int) -> Backbone:
+        """Return a copy trained on these pictures and their classes (N,), 0 to C - 1; see `learning.finetuning`.
+
+        On a GPU seconds to minutes, on a processor core about EPOCHS times half a second a picture. Raises
+        FinetuningError when training fails.
+        """
+        raise BackboneError(f"{self.name} cannot be fine-tuned; choose a network as BACKBONE")
+
+    def save(self, path: Path) -> None:
+        """Write the weights to a .safetensors file, beside its place and then renamed."""
+        raise BackboneError(f"{self.name} has no weights to keep; choose a network as BACKBONE")
+
+    def with_weights(self, path: Path) -> Backbone:
+        """Return the same network with the weights that `save` wrote. Raises BackboneError if the file is not whole."""
+        raise BackboneError(f"{self.name} takes no weights; choose a network as BACKBONE")
 
 
 def load_backbone(
@@ -126,6 +155,7 @@ class NetworkBackbone(Backbone):
 
         preset = zoo.get_model_weights(name).DEFAULT.transforms()
         self.input_side = int(preset.crop_size[0])
+        self.training_side = round(self.input_side * _MARGIN)
         # Vision transformers are built for one picture size.
         options = {"image_size": self.input_side} if name.startswith("vit_") else {}
         with torch.random.fork_rng(devices=[]):  # its random weights are all replaced; the caller's generator stays
@@ -151,6 +181,7 @@ class NetworkBackbone(Backbone):
         self._mean, self._std = (torch.tensor(v, device=self._device).mul(255).view(1, 3, 1, 1) for v in (mean, std))
         transform = f"half-squeezed-1 stages-1 {self.input_side} {self._resample.name} {list(mean)} {list(std)}"
         self.fingerprint = _fingerprint("torchvision", name, _digest(network.state_dict()), transform)
+        self.finetuning_obstacle = _NO_GPU if self._device.type == "cpu" else None
 
     def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         """See `Backbone.embed`; on a GPU in half precision."""
@@ -159,7 +190,8 @@ class NetworkBackbone(Backbone):
         batch_size = _CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
         features = np.empty((len(images), self.dim), dtype=np.float32)
         for start in range(0, len(images), batch_size):
-            pixels = np.stack([self._prepared(image) for image in images[start : start + batch_size]])  # (B, S, S, 3)
+            batch_images = images[start : start + batch_size]
+            pixels = np.stack([self._prepared(image, self.input_side) for image in batch_images])  # (B, S, S, 3)
             with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=self._device.type == "cuda"):
                 batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float()
                 self._pooled.stages = {}
@@ -174,6 +206,50 @@ class NetworkBackbone(Backbone):
             lengths = np.linalg.norm(block, axis=1, keepdims=True)
             np.divide(block, lengths, out=block, where=lengths > 0)
         return features
+
+    def training_pixels(self, images: Sequence[Image.Image]) -> npt.NDArray[np.uint8]:
+        """See `Backbone.training_pixels`."""
+        pixels = np.empty((len(images), self.training_side, self.training_side, 3), dtype=np.uint8)
+        for row, image in zip(pixels, images, strict=True):
+            row[:] = self._prepared(image, self.training_side)
+        return pixels
+
+    def finetuned(
+        self, pixels: npt.NDArray[np.uint8], targets: npt.NDArray[np.intp], *, random_state: int
+    ) -> NetworkBackbone:
+        """See `Backbone.finetuned`."""
+        copy = self._with(self._network.state_dict(), "this backbone")
+        copy._pooled.stages = {}  # where the hooks put what only `embed` wants
+        finetune(
+            copy._network,
+            pixels,
+            targets,
+            side=self.input_side,
+            mean=self._mean,
+            std=self._std,
+            random_state=random_state,
+        )
+        return self._with(copy._network.state_dict(), "fine-tuning")
+
+    def save(self, path: Path) -> None:
+        """See `Backbone.save`."""
+        from safetensors.torch import save_file
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+        try:
+            save_file({key: value.cpu().contiguous() for key, value in self._network.state_dict().items()}, beside)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+    def with_weights(self, path: Path) -> NetworkBackbone:
+        """See `Backbone.with_weights`."""
+        return self._with(_read_state_dict(path), str(path))
+
+    def _with(self, state_dict: Mapping[str, torch.Tensor], origin: str) -> NetworkBackbone:
+        return NetworkBackbone(self.name, state_dict, "file", origin, str(self._device))
 
     def _watch_stages(self) -> list[tuple[str, int]]:
         """Name and number of channels of the last module of each earlier stage; from now on each pools its output."""
@@ -217,7 +293,7 @@ class NetworkBackbone(Backbone):
             modules[name].register_forward_hook(pool(name))
         return stages
 
-    def _prepared(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+    def _prepared(self, image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
         # A picture becomes square half by squeezing, half by cutting the ends of its longer side off. Accuracy of a
         # logistic regression on all labels of 1,485 photos of clothes, mobilenet_v2: squeezed only 0.820, this 0.844,
         # cut to a square 0.845, torchvision's tighter cut 0.843. This one keeps the most of a wide picture in sight.
@@ -225,8 +301,7 @@ class NetworkBackbone(Backbone):
         shorter = min(width, height)
         half_width, half_height = (width * shorter) ** 0.5 / 2, (height * shorter) ** 0.5 / 2
         box = (width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height)
-        side = (self.input_side, self.input_side)
-        return np.asarray(_rgb(image).resize(side, self._resample, box, reducing_gap=2.0))
+        return np.asarray(_rgb(image).resize((side, side), self._resample, box, reducing_gap=2.0))
 
 
 class DescriptorBackbone(Backbone):
@@ -241,6 +316,7 @@ class DescriptorBackbone(Backbone):
     dim = 2 * 48 + 150 + 512 + 59 + 64
     name = DESCRIPTOR
     weights_source: WeightsSource = "descriptor"
+    finetuning_obstacle = "TRAIN=finetune has no effect with BACKBONE=descriptor, which has no weights to fine-tune"
 
     def __init__(self, warning: str | None = None) -> None:
         self.warning = warning

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -181,6 +182,12 @@ class EmbeddingStore:
             return
         condition = f"task_id IN ({', '.join(map(str, changes))})"
         self._write(changes, lambda dataset: dataset.delete(condition), create_from=None)
+
+    def discard(self) -> None:
+        """Delete everything; written to again, the store begins empty."""
+        with self._lock, self._file_lock():
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._table, self._table_token, self._unmerged = None, None, {}
 
     def _write(
         self, changes: Mapping[int, EmbeddingRow | None], change: Callable[[Any], object], create_from: Any

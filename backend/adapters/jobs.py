@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 RETRAIN_QUEUE = "active-learning-retrain"
 EMBED_QUEUE = "active-learning-embed"
+FINETUNE_QUEUE = "active-learning-finetune"
+"""Not among QUEUES: fine-tuning takes minutes, and has a process of its own that no label waits for."""
+
 QUEUES = (RETRAIN_QUEUE, EMBED_QUEUE)
 """In order of urgency: a worker takes from the first that holds a job."""
 
@@ -37,7 +40,11 @@ MARKER_TTL_S = 30
 LOCK_TTL_S = 15.0
 """How long a killed worker's lock keeps others out of its project; a living one renews it three times as often."""
 
+FINETUNE_LOCK = "finetune-lock"
+"""Name of the project lock under which a backbone is fine-tuned."""
+
 JOB_TIMEOUT_S = 1800
+FINETUNE_TIMEOUT_S = 6 * 3600
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 86_400
 
@@ -113,6 +120,11 @@ class Jobs:
         with self._translated():
             return self._enqueue_once(project_id, "prune", EMBED_QUEUE)
 
+    def request_finetuning(self, project_id: int) -> str:
+        """Asks that the project's backbone be fine-tuned; the job's id."""
+        with self._translated():
+            return self._enqueue_once(project_id, "finetune", FINETUNE_QUEUE)
+
     def enqueue_batch(self, project_id: int, bucket: int, tasks: Sequence[Task]) -> None:
         """Queues the embedding of some tasks; `bucket` names the batch for `queued_buckets`."""
         with self._translated():
@@ -160,14 +172,15 @@ class Jobs:
     # -- one at a time --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def project_lock(self, project_id: int, wait_s: float = 60.0) -> Iterator[ProjectLock]:
+    def project_lock(self, project_id: int, name: str = "lock", wait_s: float = 60.0) -> Iterator[ProjectLock]:
         """Keeps other workers from publishing for the project; renewed while held, gone soon after a crash.
 
+        Another `name` is another lock, for work that may go on beside publishing.
         Raises LockLostError when another worker holds it for longer than `wait_s`.
         """
         with self._translated():
             lock = self.redis.lock(
-                _key(project_id, "lock"), timeout=LOCK_TTL_S, blocking_timeout=wait_s, sleep=0.02, thread_local=False
+                _key(project_id, name), timeout=LOCK_TTL_S, blocking_timeout=wait_s, sleep=0.02, thread_local=False
             )
             if not lock.acquire():
                 raise LockLostError(f"project {project_id} stayed locked by another worker for {wait_s:g} s")
@@ -185,10 +198,17 @@ class Jobs:
 
     def training(self, project_id: int) -> Training:
         """Whether a retrain of the project runs or waits."""
+        return self._state(project_id, "lock", "marker:retrain")
+
+    def finetuning(self, project_id: int) -> Training:
+        """Whether fine-tuning of the project's backbone runs or waits."""
+        return self._state(project_id, FINETUNE_LOCK, "marker:finetune")
+
+    def _state(self, project_id: int, lock: str, marker: str) -> Training:
         with self._translated():
-            if self.redis.exists(_key(project_id, "lock")):
+            if self.redis.exists(_key(project_id, lock)):
                 return "running"
-            return "queued" if self.redis.exists(_key(project_id, "marker:retrain")) else "idle"
+            return "queued" if self.redis.exists(_key(project_id, marker)) else "idle"
 
     def job_status(self, job_id: str) -> dict[str, Any] | None:
         """State and times of a job in Label Studio's words; None when it is gone."""
@@ -209,7 +229,7 @@ class Jobs:
     def queue_depths(self) -> dict[str, int]:
         """Jobs waiting, by queue."""
         with self._translated():
-            return {name: len(self._queue(name)) for name in QUEUES}
+            return {name: len(self._queue(name)) for name in (*QUEUES, FINETUNE_QUEUE)}
 
     def n_workers(self) -> int:
         """Workers alive and listening."""
@@ -263,9 +283,9 @@ class Jobs:
 
     # -- rq -------------------------------------------------------------------------------------------------------
 
-    def queues(self) -> list[Any]:
+    def queues(self, names: Sequence[str] = QUEUES) -> list[Any]:
         """The rq queues a worker listens to, most urgent first."""
-        return [self._queue(name) for name in QUEUES]
+        return [self._queue(name) for name in names]
 
     def _queue(self, name: str) -> Any:
         from rq import Queue
@@ -292,7 +312,7 @@ class Jobs:
             job_id=job_id,
             result_ttl=RESULT_TTL_S,
             failure_ttl=FAILURE_TTL_S,
-            timeout=JOB_TIMEOUT_S,
+            timeout=FINETUNE_TIMEOUT_S if queue == FINETUNE_QUEUE else JOB_TIMEOUT_S,
         )
 
     def _translated(self) -> AbstractContextManager[None]:

@@ -6,6 +6,9 @@
     <directory>/<project id>/versions/<version>/record.json   what the version was made from and what it is worth
     <directory>/<project id>/versions/<version>/head.safetensors
     <directory>/<project id>/published.json                   the version that is served
+    <directory>/<project id>/finetuning.json                  how the last fine-tuning of the backbone went
+    <directory>/<project id>/backbone.json                    the fine-tuned backbone in use; none: that of the settings
+    <directory>/<project id>/backbones/<fingerprint>.safetensors   weights of fine-tuned backbones
 
 Every file is written beside its place and renamed, so a reader sees the old or the new one and never half of one.
 """
@@ -18,6 +21,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ from numpy.typing import NDArray
 from backend.errors import VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
-from backend.schema import ValidationSplit, VersionRecord
+from backend.schema import FinetuningRecord, ValidationSplit, VersionRecord
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +137,49 @@ class Registry:
             aside = folder.with_name(f"{folder.name}.gone-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:6]}")
             folder.rename(aside)
             logger.warning("moved project=%d aside to=%s", project_id, aside.name)
+
+    # -- fine-tuned backbones -------------------------------------------------------------------------------------
+
+    def keep_finetuning(self, project_id: int, record: FinetuningRecord) -> None:
+        """Keeps how fine-tuning goes, in place of what was kept before."""
+        _write_json(self.project_directory(project_id) / "finetuning.json", asdict(record))
+
+    def finetuning(self, project_id: int) -> FinetuningRecord | None:
+        """How the last fine-tuning went; None before the first, or when its file is damaged."""
+        return self._finetuning_record(project_id, "finetuning.json")
+
+    def use_backbone(self, project_id: int, record: FinetuningRecord) -> None:
+        """Makes this fine-tuned backbone the project's, for every process."""
+        _write_json(self.project_directory(project_id) / "backbone.json", asdict(record))
+
+    def backbone_in_use(self, project_id: int) -> FinetuningRecord | None:
+        """The fine-tuned backbone in use; None for that of the settings, or when the file is damaged."""
+        record = self._finetuning_record(project_id, "backbone.json")
+        return record if record is not None and record.fingerprint else None
+
+    def weights_file(self, project_id: int, fingerprint: str) -> Path:
+        """Where the weights of a fine-tuned backbone are kept."""
+        return self._directory / str(int(project_id)) / "backbones" / f"{fingerprint}.safetensors"
+
+    def stale_backbones(self, project_id: int) -> list[str]:
+        """Fingerprints of kept weights that are neither in use nor adopted nor behind the published version."""
+        last, in_use = self.finetuning(project_id), self.backbone_in_use(project_id)
+        needed = {
+            last.fingerprint if last and last.outcome == "adopted" else None,
+            *(record.fingerprint for record in (in_use, self.published_record(project_id)) if record),
+        }
+        found = (self._directory / str(int(project_id)) / "backbones").glob("*.safetensors")
+        return sorted(path.stem for path in found if path.stem not in needed)
+
+    def _finetuning_record(self, project_id: int, name: str) -> FinetuningRecord | None:
+        raw = _read_json(self._directory / str(int(project_id)) / name)
+        if raw is None:
+            return None
+        try:
+            return FinetuningRecord(**raw)
+        except TypeError as exc:
+            logger.error("%s unreadable project=%d: %s", name, project_id, exc)
+            return None
 
     # -- versions -------------------------------------------------------------------------------------------------
 

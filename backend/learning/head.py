@@ -145,6 +145,7 @@ def fit_and_evaluate(
     *,
     random_state: int,
     strengths: Sequence[float] = STRENGTHS,
+    never_held_out: NDArray[np.bool_] | None = None,
 ) -> FitResult:
     """A head learned from labels and from the whole pool, with the out-of-fold result of its settings.
 
@@ -162,7 +163,7 @@ def fit_and_evaluate(
        minimization*; for few labels Boudiaf et al. 2020, https://arxiv.org/abs/2008.11297), which pays from some
        labels per class on. The classes' mean probabilities are held, by their divergence, at those of the head fitted
        without it; even shares instead cost up to 5 points where classes are uneven.
-    4. Labels of rare classes weigh more, so that all classes weigh the same (`_class_weights`).
+    4. Labels of rare classes weigh more, so that all classes weigh the same (`class_weights`).
     5. The rest of the loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
        classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C). The strength is chosen
        by cross-validated log-loss, not accuracy: with tens of labels accuracy moves in steps of several percent and
@@ -171,8 +172,9 @@ def fit_and_evaluate(
     6. The probabilities are brought to the temperature at which they fit held-out labels best (`learning.calibration`);
        strengths are compared at their best temperatures.
 
-    Folds are stratified. A class with one example is always trained on and never held out; without two classes of at
-    least two examples nothing can be evaluated, and `DEFAULT_STRENGTH` is used.
+    Folds are stratified. A class with one example is always trained on and never held out, and so are the labels that
+    `never_held_out` (n,) marks: those by which a backbone was fine-tuned, for it would know the answers. Without two
+    classes of at least two examples nothing can be evaluated, and `DEFAULT_STRENGTH` is used.
 
     Raises ValueError for fewer than two classes, unequal lengths or embeddings that are not finite. Cost: the
     principal axes of the pool, once; then 20 to 100 passes over rows·axes·C·folds per strength, where rows are the
@@ -183,7 +185,7 @@ def fit_and_evaluate(
     weight = _choose_detail_weight(pool, embeddings, targets)
     space = pool.space(weight)
     features = space.features(embeddings)
-    folds = _deal_folds(targets, random_state=random_state)
+    folds = _deal_folds(targets, never_held_out, random_state=random_state)
     held_out, everything = _problems(pool, weight, indices, features, targets, folds)
     if folds is None or held_out is None:
         return FitResult(everything.head(classes, DEFAULT_STRENGTH), None, weight, temperature=1.0)
@@ -217,13 +219,16 @@ def _checked(embeddings: ArrayLike, labels: Sequence[str]) -> tuple[NDArray[Any]
     return rows, classes, np.array([index[label] for label in labels])
 
 
-def _deal_folds(targets: NDArray[np.intp], *, random_state: int) -> NDArray[np.intp] | None:
+def _deal_folds(
+    targets: NDArray[np.intp], never_held_out: NDArray[np.bool_] | None, *, random_state: int
+) -> NDArray[np.intp] | None:
     """The fold (N,) in which each row is held out, -1 for never; None if fewer than two classes could be judged.
 
     Each class is shuffled and dealt in turn, continuing where the last class ended, so folds differ by one row at
     most. A class of m >= 2 rows never loses all of them to one fold.
     """
-    counts = np.bincount(targets)
+    free = np.ones(len(targets), dtype=bool) if never_held_out is None else ~never_held_out
+    counts = np.bincount(targets[free])
     if np.sum(counts >= 2) < 2:
         return None
     random = np.random.default_rng(random_state)
@@ -231,7 +236,7 @@ def _deal_folds(targets: NDArray[np.intp], *, random_state: int) -> NDArray[np.i
     folds = np.full(len(targets), -1)
     dealt = 0
     for label in np.flatnonzero(counts >= 2):
-        members = random.permutation(np.flatnonzero(targets == label))
+        members = random.permutation(np.flatnonzero((targets == label) & free))
         folds[members] = (dealt + np.arange(len(members))) % n_folds
         dealt += len(members)
     return folds
@@ -283,7 +288,7 @@ def _leave_one_out_error(features: Features, targets: NDArray[np.intp], judged: 
     return min(errors)
 
 
-def _class_weights(targets: NDArray[np.intp]) -> Floats:
+def class_weights(targets: NDArray[np.intp]) -> Floats:
     """What a label of each class (C,) weighs: n / (C · n_c), scikit-learn's "balanced", and 10 at most.
 
     Labels that were asked for do not come in the classes' shares. Weighted so, heads are more accurate on even pools
@@ -310,7 +315,7 @@ def _problems(
     trained = np.ones((n_labels, n_folds + 1))  # (n, F + 1), all labels last
     if folds is not None:
         trained[:, :-1] = folds[:, None] != np.arange(n_folds)
-    trained *= _class_weights(targets)[targets, None]
+    trained *= class_weights(targets)[targets, None]
     space = pool.space(detail_weight)
     axes = pool.axes(detail_weight)[:, : max(LEAST_AXES, n_labels)]
     graph = pool.graph(detail_weight)

@@ -29,14 +29,14 @@ N_FETCHERS = 8
 
 
 class Embedder:
-    """Embeds the tasks of all projects with one backbone."""
+    """Embeds the tasks of all projects, each with the backbone that is the project's at the time."""
 
     def __init__(
         self,
         *,
         label_studio: LabelStudioClient,
         images: ImageLoader,
-        load_backbone: Callable[[], Backbone],
+        backbone_of: Callable[[int], Backbone],
         jobs: Jobs,
         registry: Registry,
         batch_size: int,
@@ -44,20 +44,19 @@ class Embedder:
     ) -> None:
         self._label_studio = label_studio
         self._images = images
-        self._load_backbone = load_backbone
+        self._backbone_of = backbone_of
         self._jobs = jobs
         self._registry = registry
         self._batch_size = batch_size
         self._validation_filter = validation_filter
         self._stores: dict[Path, EmbeddingStore] = {}
 
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone, loaded once per process."""
-        return self._load_backbone()
+    def backbone(self, project_id: int) -> Backbone:
+        """The project's backbone; may be another one at the next call."""
+        return self._backbone_of(project_id)
 
     def table(self, project_id: int, fingerprint: str | None = None, dim: int | None = None) -> EmbeddingTable:
-        """All embeddings of the project, of the current backbone unless another fingerprint and dim are named."""
+        """All embeddings of the project, of its backbone unless another fingerprint and dim are named."""
         return self._store(project_id, fingerprint, dim).read()
 
     def plan(self, project_id: int) -> int:
@@ -101,20 +100,22 @@ class Embedder:
         if not self._jobs.queued_buckets(project_id):
             self._jobs.request_embedding(project_id)
 
-    def embed_now(self, project_id: int, tasks: Sequence[Task]) -> None:
-        """Embeds the tasks that have no embedding yet, here and now; a broken image is kept as a failure."""
+    def embed_now(self, project_id: int, tasks: Sequence[Task], backbone: Backbone | None = None) -> None:
+        """Embeds the tasks that have no embedding yet, here and now; a broken image is kept as a failure.
+
+        With the project's backbone unless another is given.
+        """
         started = time.monotonic()
-        store = self._store(project_id)
+        backbone = backbone or self.backbone(project_id)
+        store = self._store(project_id, backbone.fingerprint, backbone.dim)
         missing = missing_tasks(store.read(), tasks)
         if not missing:
             return
-        with ThreadPoolExecutor(max_workers=N_FETCHERS, thread_name_prefix="fetch") as pool:
-            hostname = self._own_hostname(project_id)
-            loaded = list(pool.map(lambda task: self._load(task, hostname), missing))
+        loaded = self.load_images(project_id, missing, min_side=backbone.input_side)
         good = [(task, image) for task, image in zip(missing, loaded, strict=True) if not isinstance(image, ImageError)]
         rows = []
         if good:
-            embeddings = self.backbone.embed([image for _, image in good])
+            embeddings = backbone.embed([image for _, image in good])
             rows = [
                 EmbeddingRow(task.id, task.image or "", embedding=embedding)
                 for (task, _), embedding in zip(good, embeddings, strict=True)
@@ -133,9 +134,21 @@ class Embedder:
             project_id, len(missing), n_failed, took, len(missing) / max(took, 1e-6),
         )  # fmt: skip
 
-    def forget(self, project_id: int, task_ids: Sequence[int]) -> None:
-        """Deletes the embeddings and failures of some tasks."""
-        self._store(project_id).remove(task_ids)
+    def load_images(self, project_id: int, tasks: Sequence[Task], *, min_side: int) -> list[Image.Image | ImageError]:
+        """The tasks' pictures, or why one cannot be had, in order; `min_side` as for `ImageLoader.load`."""
+        hostname = self._own_hostname(project_id)
+        with ThreadPoolExecutor(max_workers=N_FETCHERS, thread_name_prefix="fetch") as pool:
+            return list(pool.map(lambda task: self._load(task, hostname, min_side), tasks))
+
+    def forget(self, project_id: int, task_ids: Sequence[int], backbone: Backbone | None = None) -> None:
+        """Deletes the embeddings and failures of some tasks, of the project's backbone unless another is given."""
+        backbone = backbone or self.backbone(project_id)
+        self._store(project_id, backbone.fingerprint, backbone.dim).remove(task_ids)
+
+    def discard(self, project_id: int, fingerprint: str) -> None:
+        """Deletes all embeddings of a backbone that is no longer needed."""
+        self._store(project_id, fingerprint, 0).discard()
+        self._stores.pop(self._registry.project_directory(project_id) / "embeddings" / fingerprint)
 
     def forget_deleted(self, project_id: int) -> int:
         """Deletes the embeddings of tasks that Label Studio no longer has; how many there were."""
@@ -178,20 +191,21 @@ class Embedder:
         hostname = (self._registry.project_facts(project_id) or {}).get("hostname")
         return str(hostname).rstrip("/") if hostname else ""
 
-    def _load(self, task: Task, hostname: str) -> Image.Image | ImageError:
+    def _load(self, task: Task, hostname: str, min_side: int) -> Image.Image | ImageError:
         if task.image is None:
             return ImageError(f"task {task.id} has no text in the field that the labeling config shows as image")
         try:
             reference = task.image
             if hostname and reference.startswith(f"{hostname}/data/"):
                 reference = reference.removeprefix(hostname)
-            return self._images.load(reference, task_id=task.id, min_side=self.backbone.input_side)
+            return self._images.load(reference, task_id=task.id, min_side=min_side)
         except ImageError as exc:
             return exc
 
     def _store(self, project_id: int, fingerprint: str | None = None, dim: int | None = None) -> EmbeddingStore:
         if fingerprint is None or dim is None:
-            fingerprint, dim = self.backbone.fingerprint, self.backbone.dim
+            backbone = self.backbone(project_id)
+            fingerprint, dim = backbone.fingerprint, backbone.dim
         folder = self._registry.project_directory(project_id) / "embeddings"
         key = folder / fingerprint
         if key not in self._stores:

@@ -66,7 +66,8 @@ class Reconciler:
         return True
 
     def prune(self, project_id: int) -> None:
-        """Deletes predictions of superseded versions from Label Studio, and versions past the limit from disk.
+        """Deletes predictions of superseded versions from Label Studio; from disk versions past the limit, and what is
+        kept of backbones that were fine-tuned before the last.
 
         At most PRUNED_AT_ONCE versions, so that a label never waits long for the worker; the job after the next
         version goes on with the rest.
@@ -78,6 +79,10 @@ class Reconciler:
         superseded = [version for version in held[KEPT_PREDICTIONS:] if version != published]
         for version in superseded[-PRUNED_AT_ONCE:]:
             self._label_studio.delete_predictions(project_id, version)
+        for fingerprint in self._registry.stale_backbones(project_id):
+            self._embedder.discard(project_id, fingerprint)
+            self._registry.weights_file(project_id, fingerprint).unlink(missing_ok=True)
+            logger.info("pruned project=%d backbone=%s", project_id, fingerprint)
         pruned = self._registry.prune(project_id, self._keep_versions)
         if pruned:
             logger.info("pruned project=%d versions=%d", project_id, len(pruned))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
@@ -55,12 +56,13 @@ class Pools:
     def __init__(self) -> None:
         self._pools: OrderedDict[str, Pool] = OrderedDict()
 
-    def pool(self, table: EmbeddingTable, n_details: int) -> Pool:
-        """The pool of these embeddings, the same object as long as they do not change."""
-        pool = self._pools.get(table.digest)
-        if pool is None or pool.n_details != n_details:
-            pool = self._pools[table.digest] = Pool(table.embeddings, n_details)
-        self._pools.move_to_end(table.digest)
+    def pool(self, table: EmbeddingTable, backbone: Backbone) -> Pool:
+        """The pool of these embeddings, made by the backbone; the same object as long as neither changes."""
+        key = f"{backbone.fingerprint} {table.digest}"
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(table.embeddings, backbone.n_details)
+        self._pools.move_to_end(key)
         while len(self._pools) > POOLS_KEPT:
             self._pools.popitem(last=False)
         return pool
@@ -75,15 +77,16 @@ def plan_round(
     n_classes: int,
     previous_seed: Seed | None,
     watch: Stopwatch,
+    seen: frozenset[int] = frozenset(),
 ) -> Round:
     """Fits a head, scores the pool and builds the window.
 
     `everything` is the pool of all of the table's images, `n_classes` how many classes the labeling config offers,
-    `previous_seed` the seed of the round before.
+    `previous_seed` the seed of the round before, `seen` the tasks whose labels the backbone was fine-tuned on.
     """
     with watch.stage("fit"):
         labeled = trainable(table, labels)
-        fitted = _fit(table, everything, labeled, labels, settings)
+        fitted = _fit(table, everything, labeled, labels, settings, seen)
     taken = labels.answered | labels.reserved
     pool = [task_id for task_id in table.task_ids.tolist() if task_id not in taken]
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
@@ -124,12 +127,23 @@ def trainable(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
 
 
 def _fit(
-    table: EmbeddingTable, everything: Pool, labeled: Sequence[int], labels: TrainingLabels, settings: Settings
+    table: EmbeddingTable,
+    everything: Pool,
+    labeled: Sequence[int],
+    labels: TrainingLabels,
+    settings: Settings,
+    seen: frozenset[int],
 ) -> FitResult | None:
     targets = [labels.labels[task_id] for task_id in labeled]
     if len(set(targets)) < 2:
         return None
-    return fit_and_evaluate(everything, table.rows_of(labeled), targets, random_state=settings.random_state)
+    return fit_and_evaluate(
+        everything,
+        table.rows_of(labeled),
+        targets,
+        random_state=settings.random_state,
+        never_held_out=np.array([task_id in seen for task_id in labeled]),
+    )
 
 
 def _seed(

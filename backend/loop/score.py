@@ -129,7 +129,7 @@ class Predictor:
         dim = head.weights.shape[1]
         table = self._embedder.table(project_id, record.fingerprint, dim)
         unknown = missing_tasks(table, tasks)
-        if unknown and self._embedder.backbone.fingerprint == record.fingerprint:
+        if unknown and self._embedder.backbone(project_id).fingerprint == record.fingerprint:
             self._embedder.embed_now(project_id, unknown[:EMBED_IN_REQUEST])
             table = self._embedder.table(project_id, record.fingerprint, dim)
         rows = table.rows_of([task.id for task in tasks])

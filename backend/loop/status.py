@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
+from backend.config import Settings
 from backend.errors import ProjectNotFoundError, RedisUnavailableError, VersionNotFoundError
+from backend.loop.backbones import BACKBONE_WARNING
 from backend.schema import VersionRecord
 
 if TYPE_CHECKING:
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 LAST_ERROR = "last_error"
 """Note under which the last failure of a job is kept, until a job of the project succeeds."""
 
-BACKBONE_WARNING = "backbone_warning"
-"""Note under which a worker keeps the warning of its backbone (no weights)."""
+FINETUNING_OBSTACLE = "finetuning_obstacle"
+"""Note of project 0 under which a worker keeps why it does not fine-tune although TRAIN=finetune."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Suspects:
 class StatusReader:
     """Reads only what is at hand (data folder, Redis): cheap enough to be asked every second."""
 
-    def __init__(self, *, jobs: Jobs, registry: Registry, label_studio_url: str) -> None:
+    def __init__(self, *, jobs: Jobs, registry: Registry, settings: Settings) -> None:
         self._jobs = jobs
         self._registry = registry
-        self._label_studio_url = label_studio_url
+        self._settings = settings
 
     def project(self, project_id: int) -> dict[str, Any]:
         """The project's status as JSON. Raises ProjectNotFoundError for one that was never connected."""
@@ -73,7 +75,10 @@ class StatusReader:
             "seed_engine": record.seed_engine if record else None,
             "seed_engine_reason": record.seed_engine_reason if record else None,
             "backbone": record.backbone if record else None,
-            "backbone_warning": self._ask(lambda: self._jobs.note(0, BACKBONE_WARNING)),
+            "backbone_warning": self._ask(
+                lambda: self._jobs.note(project_id, BACKBONE_WARNING) or self._jobs.note(0, BACKBONE_WARNING)
+            ),
+            "finetuning": self._finetuning(project_id),
             "embedding": {"done": progress.done, "total": progress.total} if progress else None,
             "image_failures": self._registry.image_failures(project_id),
             "n_workers": self._ask(self._jobs.n_workers),
@@ -169,10 +174,10 @@ class StatusReader:
         bare name of a container that we reach it by.
         """
         own = str((self._registry.project_facts(project_id) or {}).get("hostname") or "").rstrip("/")
-        reached_by = urlsplit(self._label_studio_url).hostname or ""
+        reached_by = urlsplit(self._settings.label_studio_url).hostname or ""
         if own and (urlsplit(own).hostname != "localhost" or "." not in reached_by):
             return own
-        return self._label_studio_url
+        return self._settings.label_studio_url
 
     def _check_known(self, project_id: int) -> None:
         if self._registry.project_facts(project_id) is None:
@@ -180,6 +185,23 @@ class StatusReader:
                 f"project {project_id} is not connected to this service; run: python -m backend connect {project_id} "
                 "(if it is connected, DATA_DIR is not the service's: give the same settings)"
             )
+
+    def _finetuning(self, project_id: int) -> dict[str, Any] | None:
+        """How the fine-tuning of the backbone goes; None with TRAIN=head."""
+        if self._settings.train != "finetune":
+            return None
+        state = self._ask(lambda: self._jobs.finetuning(project_id))
+        record = self._registry.finetuning(project_id)
+        note = record.note if record else f"begins at {self._settings.finetune_from} labels"
+        if record and record.outcome == "begun" and state == "idle":
+            note += "; stopped in the middle"
+        return {
+            "state": state,
+            "outcome": record.outcome if record else None,
+            "labels_used": record.labels_used if record else None,
+            "note": self._ask(lambda: self._jobs.note(0, FINETUNING_OBSTACLE)) or note,
+            "error": record.error if record else None,
+        }
 
     @staticmethod
     def _validation(record: VersionRecord | None) -> dict[str, Any] | None:

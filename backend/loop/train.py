@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
+from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs, ProjectLock
 from backend.adapters.label_studio import LabelStudioClient
@@ -17,7 +18,10 @@ from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import LabelStudioError
+from backend.learning.head import CrossValidation
+from backend.loop.backbones import BACKBONE_WARNING, ProjectBackbones
 from backend.loop.embed import Embedder, missing_tasks
+from backend.loop.finetune import Finetuner
 from backend.loop.outlook import (
     MAX_SUSPECTS,
     carried_curve,
@@ -40,10 +44,10 @@ EMBED_IN_JOB = 256
 RECORDED_BEFORE = "typical_coreset"
 """The seed strategy of versions whose record does not name it: there was no other."""
 
-CROSS_VALIDATED = (
-    "cross-validated on the labeled tasks, which were chosen because they are hard: usually pessimistic, and not to be "
-    "compared from version to version"
+_LABELED_BECAUSE_HARD = (
+    "which were chosen because they are hard: usually pessimistic, and not to be compared from version to version"
 )
+CROSS_VALIDATED = f"cross-validated on the labeled tasks, {_LABELED_BECAUSE_HARD}"
 
 
 class Trainer:
@@ -56,6 +60,8 @@ class Trainer:
         jobs: Jobs,
         registry: Registry,
         embedder: Embedder,
+        backbones: ProjectBackbones,
+        finetuner: Finetuner,
         settings: Settings,
         now: Callable[[], datetime],
     ) -> None:
@@ -63,6 +69,8 @@ class Trainer:
         self._jobs = jobs
         self._registry = registry
         self._embedder = embedder
+        self._backbones = backbones
+        self._finetuner = finetuner
         self._settings = settings
         self._now = now
         self._pools = Pools()
@@ -88,6 +96,10 @@ class Trainer:
 
     def _make_version(self, project_id: int, lock: ProjectLock, *, forced: bool) -> VersionRecord | None:
         watch = Stopwatch()
+        # Asked once: it may change at any time, and all of a version is made with the same.
+        current = self._backbones.current(project_id)
+        backbone = current.backbone
+        self._jobs.set_note(project_id, BACKBONE_WARNING, current.warning)
         with watch.stage("read_labels"):
             project = self._label_studio.project(project_id)
             config = parse_labeling_config(project.label_config)
@@ -99,17 +111,18 @@ class Trainer:
             confirmed = agreed_tasks(config, annotated, labels)
             split = self._embedder.validation_split(project_id, config.image_field)
         with watch.stage("embeddings"):
-            table = self._table(project_id, annotated, labels)
+            table = self._table(project_id, backbone, annotated, labels)
         if wanted is not None:
             labels = keep_aside(labels, annotated, wanted, split, table.task_ids.tolist())
-        digest = self._digest(project, annotated, table, labels)
+        labeled = trainable(table, labels)
+        self._finetuner.request_if_due(project_id, len(labeled))
+        digest = self._digest(project, backbone, annotated, table, labels)
         previous = self._registry.published_record(project_id)
         if len(table.task_ids) == 0 or (previous and previous.inputs_digest == digest and not forced):
             logger.info(
                 "nothing new project=%d labels=%d embedded=%d", project_id, len(labels.labels), len(table.task_ids)
             )
             return None
-        labeled = trainable(table, labels)
         if (
             previous is None
             and len({labels.labels[task_id] for task_id in labeled}) < 2
@@ -122,19 +135,20 @@ class Trainer:
             return None
         plan = plan_round(
             table,
-            self._pools.pool(table, self._embedder.backbone.n_details),
+            self._pools.pool(table, backbone),
             labels,
             self._settings,
             n_classes=len(config.labels),
-            previous_seed=self._previous_seed(previous),
+            previous_seed=self._previous_seed(previous, backbone),
             watch=watch,
+            seen=current.seen,
         )
         fitted, seed = plan.fitted, plan.seed
         evaluation = fitted.evaluation if fitted else None
         with watch.stage("evaluate"):
             measured = measure(fitted.head, table, labels) if fitted else None
             expected = float(plan.scores.probabilities.max(axis=1).mean()) if plan.scores and plan.pool else None
-            curve = self._curve(project, previous, len(labeled), measured, expected)
+            curve = self._curve(project, backbone, previous, len(labeled), measured, expected)
             outlook = foresee(
                 curve if fitted and plan.pool else [],
                 target=self._settings.target_accuracy,
@@ -155,12 +169,12 @@ class Trainer:
             labels_by_class=dict(Counter(labels.labels[task_id] for task_id in labeled)),
             ignored_labels={str(task_id): reason for task_id, reason in self._ignored(labels, table).items()},
             accuracy=measured.accuracy if measured else evaluation.accuracy if evaluation else None,
-            accuracy_kind=measured.kind if measured else CROSS_VALIDATED if evaluation else None,
+            accuracy_kind=measured.kind if measured else _how_cross_validated(evaluation, current.seen),
             log_loss=evaluation.log_loss if evaluation else None,
             strength=fitted.head.strength if fitted else None,
             acquisition=self._settings.acquisition,
-            backbone=self._embedder.backbone.name,
-            fingerprint=self._embedder.backbone.fingerprint,
+            backbone=backbone.name,
+            fingerprint=backbone.fingerprint,
             random_state=self._settings.random_state,
             pool_size=len(plan.pool),
             window=[entry.task_id for entry in entries],
@@ -208,6 +222,7 @@ class Trainer:
     def _curve(
         self,
         project: Project,
+        backbone: Backbone,
         previous: VersionRecord | None,
         n_labels: int,
         measured: Measurement | None,
@@ -219,8 +234,9 @@ class Trainer:
         before = previous or self._registry.newest_record(project.id)
         if before is not None and not same_labels_offered(before.label_config, project.label_config):
             before = None
-        fingerprint = self._embedder.backbone.fingerprint
-        carried = carried_curve(before, fingerprint=fingerprint, validation_filter=str(wanted) if wanted else None)
+        carried = carried_curve(
+            before, fingerprint=backbone.fingerprint, validation_filter=str(wanted) if wanted else None
+        )
         new = []
         if measured is not None and n_labels:
             new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
@@ -228,25 +244,27 @@ class Trainer:
             new.append(CurvePoint("expected", n_labels, expected, n_labels))
         return extended_curve(carried, new)
 
-    def _table(self, project_id: int, annotated: Sequence[AnnotatedTask], labels: TrainingLabels) -> EmbeddingTable:
+    def _table(
+        self, project_id: int, backbone: Backbone, annotated: Sequence[AnnotatedTask], labels: TrainingLabels
+    ) -> EmbeddingTable:
         """The project's embeddings, with those of labeled tasks that came faster than the embedding jobs."""
-        table = self._embedder.table(project_id)
+        table = self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
         unknown = missing_tasks(table, [item.task for item in annotated if item.task.id in labels.labels])
         if not unknown:
             return table
-        self._embedder.embed_now(project_id, unknown[:EMBED_IN_JOB])
+        self._embedder.embed_now(project_id, unknown[:EMBED_IN_JOB], backbone)
         if len(unknown) > EMBED_IN_JOB:
             self._jobs.request_embedding(project_id)
-        return self._embedder.table(project_id)
+        return self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
 
-    def _previous_seed(self, previous: VersionRecord | None) -> Seed | None:
+    def _previous_seed(self, previous: VersionRecord | None, backbone: Backbone) -> Seed | None:
         """The first batch of the published version, if it was chosen from embeddings of the same backbone.
 
         Before there is a head, a batch of another strategy than that of the settings is chosen anew.
         """
         if previous is None or not previous.seed_engine:
             return None
-        if previous.fingerprint != self._embedder.backbone.fingerprint:
+        if previous.fingerprint != backbone.fingerprint:
             return None
         strategy = previous.seed_strategy or RECORDED_BEFORE
         if previous.kind == "seed" and strategy != self._settings.seed_strategy:
@@ -269,7 +287,12 @@ class Trainer:
         self._label_studio.activate_version(project_id, version)
 
     def _digest(
-        self, project: Project, annotated: Sequence[AnnotatedTask], table: EmbeddingTable, labels: TrainingLabels
+        self,
+        project: Project,
+        backbone: Backbone,
+        annotated: Sequence[AnnotatedTask],
+        table: EmbeddingTable,
+        labels: TrainingLabels,
     ) -> str:
         """Identity of everything a version is made from: equal digests would give an equal version."""
         annotations = sorted(
@@ -279,7 +302,7 @@ class Trainer:
         )
         settings = self._settings
         facts = [
-            project.label_config, annotations, self._embedder.backbone.fingerprint,
+            project.label_config, annotations, backbone.fingerprint,
             settings.seed_strategy, settings.seed_size, settings.acquisition, settings.window_size,
             settings.random_state, str(settings.validation_filter), sorted(labels.reserved), settings.target_accuracy,
         ]  # fmt: skip
@@ -296,3 +319,10 @@ class Trainer:
             if task_id in table.failures
         }
         return {**labels.ignored, **broken}
+
+
+def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:
+    if evaluation is None or not seen:
+        return CROSS_VALIDATED if evaluation else None
+    which = f"the {evaluation.n_evaluated} labeled tasks that the fine-tuned backbone was not trained on"
+    return f"cross-validated on {which}, {_LABELED_BECAUSE_HARD}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from backend.adapters.backbones import Backbone
-from backend.adapters.jobs import Jobs
+from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES, Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.config import Settings
-from backend.errors import ImageError, LabelStudioError, ProjectNotFoundError
+from backend.errors import BackboneError, ImageError, LabelStudioError, ProjectNotFoundError
 from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Task, VersionRecord
 from backend.services import Services
 
@@ -286,21 +288,55 @@ class FakeImages:
 
 
 class TinyBackbone(Backbone):
-    """Embeds a picture as its mean colour, 0..1 each."""
+    """Embeds a picture as its mean colour, 0..1 each, times its weights for red, green and blue.
+
+    Fine-tuned it has the weights `tuned_weights`, whatever it was trained on, which is noted in `trained_on`; an error
+    in their place is raised.
+    """
 
     name = "tiny"
     dim = 3
     weights_source = "descriptor"
     warning = None
-    input_side = 1
+    input_side = training_side = 1
 
-    def __init__(self, fingerprint: str = "f00d") -> None:
+    def __init__(self, fingerprint: str = "f00d", weights: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
         self.fingerprint = fingerprint
+        self.weights = tuple(weights)
         self.n_embedded = 0
+        self.finetuning_obstacle: str | None = None
+        self.tuned_weights: Sequence[float] | BaseException = (1.0, 1.0, 1.0)
+        self.trained_on: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.intp]]] = []
 
     def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         self.n_embedded += len(images)
-        return np.array([np.asarray(image).reshape(-1, 3).mean(axis=0) / 255 for image in images], dtype=np.float32)
+        colours = [np.asarray(image).reshape(-1, 3).mean(axis=0) / 255 for image in images]
+        return np.array(colours, dtype=np.float32).reshape(-1, 3) * np.array(self.weights, dtype=np.float32)
+
+    def training_pixels(self, images: Sequence[Image.Image]) -> npt.NDArray[np.uint8]:
+        return np.array([np.asarray(image) for image in images], dtype=np.uint8).reshape(-1, 1, 1, 3)
+
+    def finetuned(
+        self, pixels: npt.NDArray[np.uint8], targets: npt.NDArray[np.intp], *, random_state: int
+    ) -> TinyBackbone:
+        self.trained_on.append((pixels, targets))
+        if isinstance(self.tuned_weights, BaseException):
+            raise self.tuned_weights
+        return self._with(self.tuned_weights)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(self.weights))
+
+    def with_weights(self, path: Path) -> TinyBackbone:
+        try:
+            return self._with(json.loads(path.read_text()))
+        except (OSError, ValueError) as exc:
+            raise BackboneError(f"the weights file {path} cannot be read ({exc})") from exc
+
+    @staticmethod
+    def _with(weights: Sequence[float]) -> TinyBackbone:
+        return TinyBackbone("tuned-" + "-".join(f"{weight:g}" for weight in weights), weights)
 
 
 @dataclass
@@ -332,7 +368,7 @@ class World:
 
     def waiting(self) -> list[str]:
         """Waiting jobs as 'retrain(1)', the most urgent first."""
-        jobs = [job for queue in self.jobs.queues() for job in queue.jobs]
+        jobs = [job for queue in self.jobs.queues((*QUEUES, FINETUNE_QUEUE)) for job in queue.jobs]
         return [f"{job.func_name.removeprefix('backend.worker.')}({job.args[0]})" for job in jobs]
 
     def empty_queue(self) -> None:

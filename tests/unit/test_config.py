@@ -75,6 +75,8 @@ MISTAKES = {
     "RECONCILE_INTERVAL_S": "soon",
     "IMAGE_TIMEOUT_S": "nan",
     "ACQUISITION": "Margin",
+    "TRAIN": "backbone",
+    "FINETUNE_FROM": "19",
     "RANDOM_STATE": str(2**31),
     "LOG_LEVEL": "info",
     "ALLOW_WEIGHTS_DOWNLOAD": "perhaps",

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from fakes import LABEL_CONFIG, World, rgb
+from rq.worker import BaseWorker
 
+from backend.adapters.jobs import FINETUNE_QUEUE
 from backend.errors import LabelStudioUnreachableError, RedisUnavailableError
+from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
-from backend.loop.status import BACKBONE_WARNING, LAST_ERROR
-from backend.worker import WarmWorker, run_worker
+from backend.loop.status import FINETUNING_OBSTACLE, LAST_ERROR
+from backend.worker import FinetuningProcess, WarmWorker, _start_finetuning, run_worker
 
 IMAGES = [rgb(250, 0), rgb(0, 250), rgb(200, 0), rgb(0, 200), rgb(120, 120)]
 
@@ -180,3 +185,96 @@ def test_without_redis_the_worker_does_not_start(project: World, dead_redis_url:
     """One sentence instead of a loop of tracebacks."""
     with pytest.raises(RedisUnavailableError):
         run_worker(project.again(redis_url=dead_redis_url).services, burst=True)
+
+
+# -- fine-tuning ------------------------------------------------------------------------------------------------------
+
+
+def fine_tunes(world: World, **changes: object) -> World:
+    """The world with TRAIN=finetune and enough labels: red cats, green dogs."""
+    for task_id, label in ((1, "cat"), (2, "dog"), (3, "cat"), (4, "dog")):
+        world.label_studio.annotate(1, task_id, label)
+    return world.again(train="finetune", finetune_from=4, **changes)
+
+
+def test_fine_tuning_is_left_to_its_own_process(project: World) -> None:
+    """The worker of labels asks for it and does not do it; the other queue's job fails with a sentence of its own."""
+    world = fine_tunes(project)
+    project.jobs.request_embedding(1)
+    work(world)
+    assert world.waiting() == ["finetune(1)"]
+    assert world.registry.finetuning(1) is None
+    WarmWorker(world.services, (FINETUNE_QUEUE,)).work(burst=True, logging_level="WARNING")
+    record = world.registry.finetuning(1)
+    assert record is not None
+    assert record.outcome == "failed"
+    assert "4 labels of 2 classes leave too little" in (record.error or "")
+    assert world.jobs.note(1, LAST_ERROR) == record.error
+    world.label_studio.annotate(1, 5, "cat")
+    world.jobs.request_retrain(1)
+    work(world)
+    assert world.jobs.note(1, LAST_ERROR) is None
+    published = world.registry.published_record(1)
+    assert published is not None
+    assert published.labels_used == 5
+
+
+def test_without_a_gpu_the_worker_says_so_once(project: World, caplog: pytest.LogCaptureFixture) -> None:
+    """One line in the log, the same sentence in the status; the head is trained. TRAIN=head takes it back."""
+    world = fine_tunes(project)
+    world.backbone.finetuning_obstacle = "TRAIN=finetune has no effect without a GPU"
+    run_worker(world.services, burst=True)
+    assert caplog.text.count("no effect without a GPU") == 1
+    assert world.services.status.project(1)["finetuning"]["note"] == "TRAIN=finetune has no effect without a GPU"
+    published = world.registry.published_record(1)
+    assert published is not None
+    assert published.labels_used == 4
+    assert _start_finetuning(world.services) is None
+    assert _start_finetuning(project.services) is None
+    assert project.jobs.note(0, FINETUNING_OBSTACLE) is None
+    assert project.services.status.project(1)["finetuning"] is None
+
+
+def test_the_fine_tuning_process_is_started_again_and_ends_with_the_worker(
+    project: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real process: it listens to its queue; killed, it is replaced; stopped, it is gone."""
+    world = project.again(train="finetune", backbone="descriptor")
+    process = FinetuningProcess(world.services.settings)
+    try:
+        process.keep_alive()
+        first = listening(world)
+        process.keep_alive()
+        assert listening(world) == first
+        os.kill(first, signal.SIGKILL)
+        death = "the fine-tuning process died, exit code -9; it is started again"
+
+        def is_replaced() -> bool:
+            process.keep_alive()
+            return death in caplog.text
+
+        wait_until(is_replaced)
+        second = listening(world, other_than=first)
+    finally:
+        process.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(second, 0)
+
+
+def listening(world: World, other_than: int = 0) -> int:
+    """The process that listens to the queue of fine-tunings, once there is one."""
+
+    def find() -> list[int]:
+        workers = BaseWorker.all(queue=world.jobs.queues((FINETUNE_QUEUE,))[0])
+        return [worker.pid for worker in workers if worker.pid not in (None, other_than)]
+
+    wait_until(lambda: bool(find()))
+    return find()[0]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if holds():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not happen within 60 s")

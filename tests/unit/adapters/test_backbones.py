@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from backend.adapters.backbones import DescriptorBackbone, _download, _DownloadError, load_backbone
 from backend.errors import BackboneError
+from backend.learning import finetuning
 from backend.learning.pool import Pool
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -405,3 +407,58 @@ def test_real_weights_tell_real_pictures_apart(name: str, file: str, dim: int) -
     np.fill_diagonal(similarity, -1)
     hits = np.array(kinds) == np.array(kinds)[similarity.argmax(axis=1)]
     assert hits.mean() >= 0.8
+
+
+# ---- fine-tuning
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, state_dict: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """A network, and the same after one step on four pictures of noise in two classes."""
+    monkeypatch.setattr(finetuning, "EPOCHS", 1)
+    backbone = load_backbone("squeezenet1_1", saved(tmp_path, state_dict), device="cpu")
+    pixels = backbone.training_pixels([noise(seed) for seed in range(4)])
+    assert pixels.shape == (4, backbone.training_side, backbone.training_side, 3)
+    return backbone, backbone.finetuned(pixels, np.array([0, 1, 0, 1]), random_state=0)
+
+
+def test_a_fine_tuned_network_is_a_backbone_of_its_own(tuned: tuple[Any, Any], tmp_path: Path) -> None:
+    """Another fingerprint and other features of the same shape; the one it came from is as it was."""
+    backbone, other = tuned
+    pictures = [noise(8), noise(9)]
+    assert other.fingerprint != backbone.fingerprint
+    assert (other.name, other.dim, other.n_details) == (backbone.name, backbone.dim, backbone.n_details)
+    again = load_backbone("squeezenet1_1", tmp_path / "weights.pth", device="cpu")
+    assert again.fingerprint == backbone.fingerprint
+    np.testing.assert_array_equal(again.embed(pictures), backbone.embed(pictures))
+    assert np.abs(other.embed(pictures) - backbone.embed(pictures)).max() > 1e-4
+
+
+def test_saved_weights_give_the_same_backbone(tuned: tuple[Any, Any], tmp_path: Path) -> None:
+    """Written beside and renamed; read again, fingerprint and features are the same."""
+    backbone, other = tuned
+    path = tmp_path / "backbones" / f"{other.fingerprint}.safetensors"
+    other.save(path)
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+    again = backbone.with_weights(path)
+    assert again.fingerprint == other.fingerprint
+    np.testing.assert_array_equal(again.embed([noise(8)]), other.embed([noise(8)]))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BackboneError, match="cannot be read"):
+        backbone.with_weights(path)
+
+
+def test_what_cannot_be_fine_tuned_says_why(tmp_path: Path, state_dict: dict[str, torch.Tensor]) -> None:
+    """A processor would take too long, the descriptor has no weights: one sentence each, and an error if tried."""
+    network = load_backbone("squeezenet1_1", saved(tmp_path, state_dict), device="cpu")
+    assert "without a GPU" in (network.finetuning_obstacle or "")
+    descriptor = DescriptorBackbone()
+    assert "no weights to fine-tune" in (descriptor.finetuning_obstacle or "")
+    for call in (
+        lambda: descriptor.training_pixels([noise(1)]),
+        lambda: descriptor.finetuned(np.zeros((1, 64, 64, 3), np.uint8), np.zeros(1, np.intp), random_state=0),
+        lambda: descriptor.save(tmp_path / "w.safetensors"),
+        lambda: descriptor.with_weights(tmp_path / "w.safetensors"),
+    ):
+        with pytest.raises(BackboneError, match="choose a network as BACKBONE"):
+            call()

@@ -371,3 +371,16 @@ def test_a_forked_process_is_told_instead_of_hanging(store: EmbeddingStore) -> N
     assert pid_seen_by_the_store == os.getpid()
     with pytest.raises(BackendError, match="forked"):
         store.read()
+
+
+def test_a_discarded_store_begins_empty(store: EmbeddingStore, tmp_path: Path) -> None:
+    """Everything goes, in memory too and for other readers; what is written afterwards is all there is."""
+    store.upsert([row(1), row(2)])
+    other = EmbeddingStore(tmp_path, "f00d", 2)
+    assert len(other.read().task_ids) == len(store.read().task_ids) == 2
+    store.discard()
+    assert not store.path.exists()
+    assert len(store.read().task_ids) == len(other.read().task_ids) == 0
+    store.upsert([row(3)])
+    assert store.read().task_ids.tolist() == other.read().task_ids.tolist() == [3]
+    EmbeddingStore(tmp_path, "beef", 0).discard()

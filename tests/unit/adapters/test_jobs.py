@@ -15,7 +15,16 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend.adapters import jobs as jobs_module
-from backend.adapters.jobs import EMBED_QUEUE, QUEUES, RETRAIN_QUEUE, Jobs, ProjectLock, RetrainRequest
+from backend.adapters.jobs import (
+    EMBED_QUEUE,
+    FINETUNE_LOCK,
+    FINETUNE_QUEUE,
+    QUEUES,
+    RETRAIN_QUEUE,
+    Jobs,
+    ProjectLock,
+    RetrainRequest,
+)
 from backend.errors import LockLostError, RedisUnavailableError
 from backend.schema import Progress, Task
 
@@ -257,7 +266,7 @@ def test_retraining_comes_before_embedding(jobs: Jobs) -> None:
     jobs.request_pruning(3)
     jobs.request_retrain(3)
     assert [queue.name for queue in jobs.queues()] == list(QUEUES) == [RETRAIN_QUEUE, EMBED_QUEUE]
-    assert jobs.queue_depths() == {RETRAIN_QUEUE: 1, EMBED_QUEUE: 3}
+    assert jobs.queue_depths() == {RETRAIN_QUEUE: 1, EMBED_QUEUE: 3, FINETUNE_QUEUE: 0}
     assert waiting(jobs, EMBED_QUEUE) == [
         f"backend.worker.{work}(3,)" for work in ("plan_embedding", "reconcile", "prune")
     ]
@@ -369,6 +378,29 @@ def test_no_worker_is_counted_where_none_listens(jobs: Jobs) -> None:
     assert jobs.n_workers() == 0
 
 
+def test_fine_tuning_waits_in_a_queue_of_its_own(jobs: Jobs) -> None:
+    """No worker of labels takes it, it has hours instead of half an hour, and one request is one job."""
+    job = jobs.request_finetuning(3)
+    assert jobs.request_finetuning(3) == job
+    assert [queue.count for queue in jobs.queues()] == [0, 0]
+    (queue,) = jobs.queues((FINETUNE_QUEUE,))
+    assert [(waiting.func_name, waiting.args, waiting.timeout) for waiting in queue.jobs] == [
+        ("backend.worker.finetune", [3], 6 * 3600)
+    ]
+    assert (jobs.finetuning(3), jobs.training(3)) == ("queued", "idle")
+    jobs.begin(3, "finetune")
+    assert jobs.finetuning(3) == "idle"
+
+
+def test_two_locks_of_one_project_do_not_keep_each_other_out(jobs: Jobs) -> None:
+    """Labels are learned while a backbone is fine-tuned; a second fine-tuning of the project is kept out."""
+    with jobs.project_lock(3, FINETUNE_LOCK), jobs.project_lock(3, wait_s=0.1):
+        assert (jobs.finetuning(3), jobs.training(3)) == ("running", "running")
+        with pytest.raises(LockLostError), jobs.project_lock(3, FINETUNE_LOCK, wait_s=0.1):
+            pass
+    assert (jobs.finetuning(3), jobs.training(3)) == ("idle", "idle")
+
+
 # -- Redis away -------------------------------------------------------------------------------------------------------
 
 CALLS: dict[str, Any] = {
@@ -377,6 +409,8 @@ CALLS: dict[str, Any] = {
     "request_embedding": lambda jobs: jobs.request_embedding(3),
     "request_reconciliation": lambda jobs: jobs.request_reconciliation(3),
     "request_pruning": lambda jobs: jobs.request_pruning(3),
+    "request_finetuning": lambda jobs: jobs.request_finetuning(3),
+    "finetuning": lambda jobs: jobs.finetuning(3),
     "enqueue_batch": lambda jobs: jobs.enqueue_batch(3, 0, []),
     "queued_buckets": lambda jobs: jobs.queued_buckets(3),
     "begin_retrain": lambda jobs: jobs.begin_retrain(3),

@@ -19,7 +19,7 @@ from backend.adapters.registry import Registry, is_own_version
 from backend.errors import BackendError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
-from backend.schema import ValidationSplit, VersionRecord
+from backend.schema import FinetuningRecord, ValidationSplit, VersionRecord
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 CONFIG = "<View/>"
@@ -463,3 +463,46 @@ def test_the_newest_record_that_can_be_read(registry: Registry) -> None:
     found = registry.newest_record(3)
     assert found is not None
     assert found.version == names[1]
+
+
+# -- fine-tuned backbones ---------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_is_kept_for_every_process(registry: Registry) -> None:
+    """Begun, then adopted; what is in use is kept apart and stays when the next one fails."""
+    assert registry.finetuning(3) is None
+    assert registry.backbone_in_use(3) is None
+    adopted = FinetuningRecord("in_use", 300, "f00d", "better", fingerprint="beef", seen=[4, 5])
+    registry.keep_finetuning(3, FinetuningRecord("begun", 300, "f00d", "begun"))
+    registry.keep_finetuning(3, adopted)
+    registry.use_backbone(3, adopted)
+    registry.keep_finetuning(3, FinetuningRecord("failed", 600, "f00d", "begun", error="loss"))
+    other = Registry(registry.project_directory(3).parent)
+    assert other.backbone_in_use(3) == adopted
+    assert (other.finetuning(3) or adopted).outcome == "failed"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"outcome": "begun", "unknown": 1}'])
+def test_a_damaged_fine_tuning_record_is_none(registry: Registry, content: str) -> None:
+    """It begins anew, with the backbone of the settings."""
+    for name in ("finetuning.json", "backbone.json"):
+        (registry.project_directory(3) / name).write_text(content)
+    assert registry.finetuning(3) is None
+    assert registry.backbone_in_use(3) is None
+
+
+def test_weights_are_stale_when_nothing_needs_them(registry: Registry) -> None:
+    """One in use, one adopted, one behind the published version, and one of none of these."""
+    published = registry.new_version(3, 2, NOW)
+    registry.save(record(published, 3, fingerprint="behind"), HEAD)
+    registry.publish(3, published)
+    for outcome, fingerprint in (("in_use", "used"), ("adopted", "next")):
+        kept = FinetuningRecord(outcome, 300, "f00d", "", fingerprint=fingerprint)
+        registry.keep_finetuning(3, kept)
+        if outcome == "in_use":
+            registry.use_backbone(3, kept)
+    for fingerprint in ("used", "next", "behind", "old"):
+        path = registry.weights_file(3, fingerprint)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    assert registry.stale_backbones(3) == ["old"]

@@ -421,6 +421,18 @@ def test_all_classes_weigh_the_same():
 
 def test_a_single_label_does_not_drown_the_others():
     """Weights by hand: 12 labels, 3 classes: 12 / (3 · 8), 12 / (3 · 3), 12 / (3 · 1); never more than ten."""
-    weights = head_module._class_weights(np.repeat([0, 1, 2], [8, 3, 1]))
+    weights = head_module.class_weights(np.repeat([0, 1, 2], [8, 3, 1]))
     np.testing.assert_allclose(weights, [0.5, 4 / 3, 4])
-    assert head_module._class_weights(np.repeat([0, 1], [99, 1]))[1] == 10
+    assert head_module.class_weights(np.repeat([0, 1], [99, 1]))[1] == 10
+
+
+def test_labels_a_backbone_was_fine_tuned_on_are_never_held_out():
+    """They are trained on in every fold; accuracy, strength and temperature come from the others alone."""
+    embeddings, labels = clusters({"a": 12, "b": 12})
+    seen = np.arange(24) % 12 < 8
+    result = fit_and_evaluate(embeddings, labels, random_state=0, never_held_out=seen)
+    assert result.evaluation.n_evaluated == 8
+    assert np.isnan(result.evaluation.probabilities[seen]).all()
+    assert not np.isnan(result.evaluation.probabilities[~seen]).any()
+    nothing_left = fit_and_evaluate(embeddings, labels, random_state=0, never_held_out=np.ones(24, dtype=bool))
+    assert nothing_left.evaluation is None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from fakes import TinyBackbone
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import ACQUISITIONS, Settings
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.later_rounds import LATER_ROUND_STRATEGIES, RoundState, next_batch
 from backend.learning.pool import Pool
-from backend.loop.rounds import Round, Stopwatch, plan_round
+from backend.loop.rounds import Pools, Round, Stopwatch, plan_round
 from backend.loop.seed import Seed
 from backend.schema import TrainingLabels
 
@@ -130,3 +132,14 @@ def test_the_batch_that_goes_on_is_chosen_away_from_what_waits(table: EmbeddingT
     assert made.seed.task_ids[0] == 120
     assert len(set(made.seed.task_ids)) == 7
     assert (made.seed.strategy, made.seed.engine) == ("coreset", "lightly-mundig")
+
+
+def test_a_pool_is_kept_until_images_or_backbone_change(table: EmbeddingTable) -> None:
+    """The same images seen by another backbone are another pool, though the table's digest is the same."""
+    pools, backbone = Pools(), TinyBackbone()
+    pool = pools.pool(table, backbone)
+    assert pools.pool(table, backbone) is pool
+    seen_otherwise = replace(table, embeddings=-table.embeddings)
+    other = pools.pool(seen_otherwise, TinyBackbone(fingerprint="beef"))
+    assert other.embeddings is seen_otherwise.embeddings
+    assert pools.pool(table, backbone) is pool
