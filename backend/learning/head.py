@@ -168,7 +168,7 @@ def fit_and_evaluate(
        classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C). The strength is chosen
        by cross-validated log-loss, not accuracy: with tens of labels accuracy moves in steps of several percent and
        many strengths tie, while log-loss uses every probability. They are tried from weak to strong penalty until the
-       log-loss rises. Held-out labels are not spread either.
+       log-loss rises. Held-out labels are not spread either; their images take part as unlabeled ones.
     6. The probabilities are brought to the temperature at which they fit held-out labels best (`learning.calibration`);
        strengths are compared at their best temperatures.
 
@@ -326,16 +326,23 @@ def _problems(
         starts = entry_points(graph, rows, features) @ (trained[:, :, None] * one_hot[:, None]).reshape(n_labels, -1)
         soft = spread_labels(graph, starts.reshape(soft.shape))
 
+    entropies = np.zeros((n_labels, n_folds + 1))
+    if folds is not None and len(unlabeled):
+        # A held-out image is to its fold's head what an average one of the pool is to the head: trained on unlabeled.
+        entropies[:, :-1] = (folds[:, None] == np.arange(n_folds)) / (len(pool.embeddings) - n_labels)
+
     def problem(columns: slice, n_unlabeled: int) -> _Problem:
         chosen = unlabeled[evenly_spaced(len(unlabeled), n_unlabeled)]
         arrived = soft[chosen, columns]
         confidence = np.maximum((arrived.max(axis=2) - 1 / n_classes) / (1 - 1 / n_classes), 0)  # (U, F)
+        rest = np.repeat((1 - entropies[:, columns].sum(axis=0))[None] / max(len(chosen), 1), len(chosen), axis=0)
         return _Problem(
             space,
             np.concatenate([features, graph.features[chosen]]),
             np.concatenate([np.repeat(one_hot[:, None], arrived.shape[1], axis=1), arrived]),
             np.concatenate([trained[:, columns], confidence * mass / max(len(chosen), 1)]),
-            n_unlabeled=len(chosen),
+            n_labels=trained[:, columns].sum(axis=0),
+            entropies=np.concatenate([entropies[:, columns], rest]),
             axes=axes,
         )
 
@@ -346,12 +353,11 @@ def _problems(
 class _Problem:
     """Logistic regression on one set of rows, prepared once and solved for several strengths and folds.
 
-    Every row has a soft target and a weight in each of F problems. The last `n_unlabeled` rows are those whose
-    entropies are minimised along. Two rewritings make it fast and change nothing in the result. As the bias is free,
-    rows may be centred. As the penalty is on ‖W‖², the optimal weights lie in the span of the rows (representer
-    theorem), so the rows may be expressed in their principal axes: min(N - 1, D) numbers each, or fewer with `axes`
-    (D, R), which leave out what hardly varies. There the Hessian is near diagonal, and scaling every axis by it saves
-    L-BFGS most of its steps.
+    Every row has a soft target and a weight in each of F problems, and a share in the mean entropy that is minimised
+    along. Two rewritings make it fast and change nothing in the result. As the bias is free, rows may be centred. As
+    the penalty is on ‖W‖², the optimal weights lie in the span of the rows (representer theorem), so the rows may
+    be expressed in their principal axes: min(N - 1, D) numbers each, or fewer with `axes` (D, R), which leave out what
+    hardly varies. There the Hessian is near diagonal, and scaling every axis by it saves L-BFGS most of its steps.
     """
 
     def __init__(
@@ -361,18 +367,20 @@ class _Problem:
         targets: Floats,
         weights: Floats,
         *,
-        n_unlabeled: int = 0,
+        n_labels: Floats | None = None,
+        entropies: Floats | None = None,
         axes: Floats | None = None,
     ) -> None:
         self.space = space
         self.targets = targets  # (N, F, C), rows sum to 1
         self.weights = weights  # (N, F)
-        self.unlabeled = slice(len(features) - n_unlabeled, None) if n_unlabeled else slice(0)
+        self.n_labels = weights.sum(axis=0) if n_labels is None else n_labels  # (F,), the weight of the labels
+        self.entropies = entropies if entropies is not None and entropies.any() else None  # (N, F), sum 1 over rows
         self.mean = features.mean(axis=0, dtype=np.float64)  # (D,)
         centred = features - self.mean
         self.axes = principal_axes(centred) if axes is None else axes  # (D, R)
         self.coordinates = centred @ self.axes  # (N, R)
-        self.shares: Floats | None = None  # (F, C), what the mean probabilities of the unlabeled rows are held at
+        self.shares: Floats | None = None  # (F, C), what the mean probabilities of those rows are held at
 
     def head(self, classes: tuple[str, ...], strength: float, *, temperature: float = 1.0) -> Head:
         """The head of the last problem."""
@@ -395,16 +403,16 @@ class _Problem:
 
         With entropies there are several minima, of which the one nearest to that solution is wanted.
         """
-        if start is None and len(self.coordinates[self.unlabeled]):
+        if start is None and self.entropies is not None:
             self.shares = None
             start = self._minimise(strength, start=None, tolerance=_CV_TOLERANCE)
-            logits = np.tensordot(self.coordinates[self.unlabeled], start[:-1], axes=1) + start[-1]  # (U, F, C)
-            self.shares = np.maximum(_softmax(logits).mean(axis=0), _LEAST_SHARE)
+            logits = np.tensordot(self.coordinates, start[:-1], axes=1) + start[-1]  # (N, F, C)
+            self.shares = np.maximum(np.einsum("nf,nfc->fc", self.entropies, _softmax(logits)), _LEAST_SHARE)
         return self._minimise(strength, start=start, tolerance=tolerance)
 
     def _minimise(self, strength: float, *, start: Floats | None, tolerance: float) -> Floats:
         """All problems at once: they do not touch each other, and one run pays Python's overhead once."""
-        targets, row_weights, shares, unlabeled = self.targets, self.weights, self.shares, self.unlabeled
+        targets, row_weights, entropies, shares = self.targets, self.weights, self.entropies, self.shares
         n_rows, n_problems, n_classes = targets.shape
         shape = (self.coordinates.shape[1] + 1, n_problems, n_classes)
         features = np.hstack([self.coordinates, np.ones((n_rows, 1))])  # (N, R + 1)
@@ -413,7 +421,7 @@ class _Problem:
         share = row_weights.mean(axis=1) / total  # (N,)
         curvature = np.append(share @ self.coordinates**2, 1.0) / n_classes + penalty
         unscale = 1 / np.sqrt(curvature)[:, None]
-        doubt = ENTROPY_WEIGHT * row_weights[: unlabeled.start].sum(axis=0)[:, None] / total  # (F, 1)
+        doubt = ENTROPY_WEIGHT * self.n_labels / total  # (F,)
 
         def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
             weights = flat.reshape(shape[0], -1) * unscale  # (R + 1, F·C)
@@ -426,10 +434,10 @@ class _Problem:
             loss = -np.sum(row_weights * np.einsum("nfc,nfc->nf", logits, targets)) / total
             residuals = probabilities - targets
             residuals *= row_weights[:, :, None] / total
-            if shares is not None:
-                value, slopes = _doubt(probabilities[unlabeled], logits[unlabeled], shares)
-                loss += np.sum(doubt[:, 0] * value)
-                residuals[unlabeled] += doubt * slopes
+            if entropies is not None and shares is not None:
+                value, slopes = _doubt(probabilities, logits, entropies, shares)
+                loss += np.sum(doubt * value)
+                residuals += doubt[:, None] * slopes
             penalised = penalty[:, None] * weights
             gradient = features.T @ residuals.reshape(n_rows, -1) + penalised
             return float(loss + np.sum(penalised * weights) / 2), (gradient * unscale).ravel()
@@ -449,17 +457,18 @@ class _Problem:
         return solution
 
 
-def _doubt(probabilities: Floats, logs: Floats, shares: Floats) -> tuple[Floats, Floats]:
+def _doubt(probabilities: Floats, logs: Floats, weights: Floats, shares: Floats) -> tuple[Floats, Floats]:
     """Mean entropy plus the divergence of the mean probabilities from `shares` (F, C), of F problems, in nats.
 
-    `probabilities` (U, F, C) and their logarithms. Returns values (F,) and the derivatives (U, F, C) by the logits.
+    `probabilities` (N, F, C) and their logarithms; `weights` (N, F) of the means, columns of sum 1. Returns values (F,)
+    and the derivatives (N, F, C) by the logits.
     """
-    entropies = -np.sum(probabilities * logs, axis=2, keepdims=True)  # (U, F, 1)
-    means = probabilities.mean(axis=0)  # (F, C)
+    entropies = -np.sum(probabilities * logs, axis=2, keepdims=True)  # (N, F, 1)
+    means = np.einsum("nf,nfc->fc", weights, probabilities)
     excess = np.log(np.maximum(means, _LEAST_SHARE) / shares)  # (F, C)
-    expected = np.sum(probabilities * excess, axis=2, keepdims=True)  # (U, F, 1)
-    slopes = probabilities * (excess - expected - logs - entropies) / len(probabilities)
-    return entropies.mean(axis=(0, 2)) + np.sum(means * excess, axis=1), slopes
+    expected = np.sum(probabilities * excess, axis=2, keepdims=True)  # (N, F, 1)
+    slopes = weights[:, :, None] * probabilities * (excess - expected - logs - entropies)
+    return np.sum(weights * entropies[:, :, 0], axis=0) + np.sum(means * excess, axis=1), slopes
 
 
 def _softmax(logits: Floats) -> Floats:
