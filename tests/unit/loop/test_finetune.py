@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from fakes import CREATED, LABEL_CONFIG, TinyBackbone, World, build_world, rgb
@@ -19,7 +17,7 @@ BLIND = (0.0, 0.0, 1.0)
 
 
 @pytest.fixture
-def project(world: World) -> Iterator[World]:
+def project(world: World) -> World:
     """Project 1: cats (odd tasks) are a little more red than green, dogs less, in any blue; 30 of 50 are labeled."""
     blues = (5 * np.random.default_rng(0).permutation(N_TASKS)).tolist()
     world = world.again(train="finetune", finetune_from=20, embed_batch_size=16)
@@ -29,8 +27,7 @@ def project(world: World) -> Iterator[World]:
     world.registry.register(1, CREATED, LABEL_CONFIG)
     world.embed_all()
     annotate(world, range(1, N_LABELS + 1))
-    yield world
-    world.jobs.close()
+    return world
 
 
 def annotate(world: World, task_ids: range) -> None:
@@ -62,9 +59,7 @@ def status(world: World) -> dict[str, object]:
 
 def restarted(world: World) -> World:
     """Another process with the same data folder, Redis and Label Studio."""
-    other = build_world(world.services.settings, world.label_studio, world.images, TinyBackbone())
-    vars(other.services)["jobs"] = world.jobs  # one connection, which the fixture closes
-    return other
+    return build_world(world.services.settings, world.label_studio, world.images, TinyBackbone())
 
 
 # -- a better backbone ------------------------------------------------------------------------------------------------
