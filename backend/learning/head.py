@@ -42,7 +42,8 @@ MAX_FOLD_ROWS = 512
 """Unlabeled rows that the heads of the cross-validation are trained on: there are five times as many of them."""
 
 ENTROPY_WEIGHT = 0.3
-"""The entropies of all unlabeled rows together weigh as much as so many times the labels."""
+"""The entropies of all unlabeled rows together weigh as much as so many times the labels, or the images if those are
+fewer; 0.3 to 1 give the same."""
 
 LEAST_AXES = 256
 """Principal axes of the pool that the head sees at least; one for each label if they are more."""
@@ -326,10 +327,12 @@ def _problems(
         starts = entry_points(graph, rows, features) @ (trained[:, :, None] * one_hot[:, None]).reshape(n_labels, -1)
         soft = spread_labels(graph, starts.reshape(soft.shape))
 
+    n_rest = len(pool.embeddings) - n_labels
     entropies = np.zeros((n_labels, n_folds + 1))
     if folds is not None and len(unlabeled):
-        # A held-out image is to its fold's head what an average one of the pool is to the head: trained on unlabeled.
-        entropies[:, :-1] = (folds[:, None] == np.arange(n_folds)) / (len(pool.embeddings) - n_labels)
+        # A held-out image is to its fold's head what the rest of the pool is to the head: trained on without a label.
+        is_held_out = folds[:, None] == np.arange(n_folds)
+        entropies[:, :-1] = is_held_out / (n_rest + is_held_out.sum(axis=0))
 
     def problem(columns: slice, n_unlabeled: int) -> _Problem:
         chosen = unlabeled[evenly_spaced(len(unlabeled), n_unlabeled)]
@@ -341,7 +344,7 @@ def _problems(
             np.concatenate([features, graph.features[chosen]]),
             np.concatenate([np.repeat(one_hot[:, None], arrived.shape[1], axis=1), arrived]),
             np.concatenate([trained[:, columns], confidence * mass / max(len(chosen), 1)]),
-            n_labels=trained[:, columns].sum(axis=0),
+            doubt=ENTROPY_WEIGHT * np.minimum(trained[:, columns].sum(axis=0), n_rest),
             entropies=np.concatenate([entropies[:, columns], rest]),
             axes=axes,
         )
@@ -367,15 +370,15 @@ class _Problem:
         targets: Floats,
         weights: Floats,
         *,
-        n_labels: Floats | None = None,
+        doubt: Floats | None = None,
         entropies: Floats | None = None,
         axes: Floats | None = None,
     ) -> None:
         self.space = space
         self.targets = targets  # (N, F, C), rows sum to 1
         self.weights = weights  # (N, F)
-        self.n_labels = weights.sum(axis=0) if n_labels is None else n_labels  # (F,), the weight of the labels
-        self.entropies = entropies if entropies is not None and entropies.any() else None  # (N, F), sum 1 over rows
+        self.doubt = doubt  # (F,), the weight of the mean entropies
+        self.entropies = entropies if entropies is not None and entropies.any() else None  # (N, F), columns of sum 1
         self.mean = features.mean(axis=0, dtype=np.float64)  # (D,)
         centred = features - self.mean
         self.axes = principal_axes(centred) if axes is None else axes  # (D, R)
@@ -421,7 +424,7 @@ class _Problem:
         share = row_weights.mean(axis=1) / total  # (N,)
         curvature = np.append(share @ self.coordinates**2, 1.0) / n_classes + penalty
         unscale = 1 / np.sqrt(curvature)[:, None]
-        doubt = ENTROPY_WEIGHT * self.n_labels / total  # (F,)
+        doubt = None if self.doubt is None else self.doubt / total  # (F,)
 
         def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
             weights = flat.reshape(shape[0], -1) * unscale  # (R + 1, F·C)
@@ -434,7 +437,7 @@ class _Problem:
             loss = -np.sum(row_weights * np.einsum("nfc,nfc->nf", logits, targets)) / total
             residuals = probabilities - targets
             residuals *= row_weights[:, :, None] / total
-            if entropies is not None and shares is not None:
+            if entropies is not None and shares is not None and doubt is not None:
                 value, slopes = _doubt(probabilities, logits, entropies, shares)
                 loss += np.sum(doubt * value)
                 residuals += doubt[:, None] * slopes

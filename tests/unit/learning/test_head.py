@@ -284,6 +284,23 @@ def test_entropies_do_not_even_out_classes():
     assert np.mean(head.predict_proba(embeddings).argmax(axis=1) == (truth == "seldom")) > 0.95
 
 
+def test_the_last_images_without_a_label_do_not_rule(monkeypatch):
+    """Two images left of sixty: the head is about what the labels alone make it, in cross-validation too."""
+    embeddings, labels = clusters({"a": 30, "b": 30}, n_features=4, noise=1.5)
+    labeled = np.arange(1, 59)
+    names = [labels[row] for row in labeled]
+
+    def fitted() -> FitResult:
+        return head_module.fit_and_evaluate(Pool(embeddings), labeled, names, random_state=0, strengths=[10.0])
+
+    with_entropies = fitted()
+    monkeypatch.setattr(head_module, "ENTROPY_WEIGHT", 0.0)
+    without = fitted()
+    seen, wanted = (result.head.predict_proba(embeddings) for result in (with_entropies, without))
+    assert np.abs(seen - wanted).mean() < 0.03
+    assert with_entropies.evaluation.log_loss == pytest.approx(without.evaluation.log_loss, abs=0.03)
+
+
 def test_slopes_of_the_entropies_are_those_of_their_values():
     """Against finite differences, two problems at once; and by hand where every image is sure of another class."""
     random = np.random.default_rng(0)
