@@ -56,14 +56,17 @@ MODEL_ERROR = 0.01
 """Standard deviation of real learning curves around the best power law, in accuracy, beside what chance explains."""
 
 PACE_SPREAD = 0.8
-"""Standard deviation of the logarithm of that factor: in two of three cases it is between 0.45 and 2.2.
+"""Standard deviation of the logarithm of the factor by which a curve's pace may differ from today on: in two of three
+cases it is between 0.45 and 2.2.
 
 Chosen on three sets of images, with the prior on floors, so that the 80 % intervals from a measured accuracy held the
-later one in eight of ten runs or more on each (docs/accuracy.md has the table).
+later one in eight of ten runs or more on each, with a learner that did not minimise entropies. With the present one it is
+six to ten of ten (docs/accuracy.md has the table).
 """
 
 CONFIDENCE_ERROR = 0.03
-"""Standard deviation of mean confidence around accuracy, measured on the same sets: its `shared_error`."""
+"""Standard deviation of mean confidence around accuracy, its `shared_error`; measured on the same sets and with the same
+learner as `PACE_SPREAD`."""
 
 INTERVAL = (0.1, 0.9)
 """Quantiles of the curves' answers that are reported as interval: eight of ten."""
