@@ -60,13 +60,13 @@ PACE_SPREAD = 0.8
 cases it is between 0.45 and 2.2.
 
 Chosen on three sets of images, with the prior on floors, so that the 80 % intervals from a measured accuracy held the
-later one in eight of ten runs or more on each, with a learner that did not minimise entropies. With the present one it is
-six to ten of ten (docs/accuracy.md has the table).
+later one in eight of ten runs or more on each, with a learner that did not minimise entropies. With the present one it
+is six to ten of ten (docs/accuracy.md has the table).
 """
 
 CONFIDENCE_ERROR = 0.03
-"""Standard deviation of mean confidence around accuracy, its `shared_error`; measured on the same sets and with the same
-learner as `PACE_SPREAD`."""
+"""Standard deviation of mean confidence around accuracy, its `shared_error`; measured on the same sets and with the
+same learner as `PACE_SPREAD`."""
 
 INTERVAL = (0.1, 0.9)
 """Quantiles of the curves' answers that are reported as interval: eight of ten."""
