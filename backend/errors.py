@@ -72,3 +72,7 @@ class SelectionError(BackendError):
 
 class VersionNotFoundError(BackendError):
     """No such model version is kept for this project."""
+
+
+class FitInterruptedError(BackendError):
+    """A fit was given up, for something more urgent came."""

@@ -188,9 +188,6 @@ class VersionRecord:
     labels_used: int
     labels_by_class: Mapping[str, int]
     ignored_labels: Mapping[str, str]
-    accuracy: float | None
-    accuracy_kind: str | None
-    log_loss: float | None
     strength: float | None
     acquisition: str
     backbone: str
@@ -204,6 +201,9 @@ class VersionRecord:
     inputs_digest: str
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     # What follows came later: a record of an earlier release has none of it.
+    accuracy: float | None = None
+    accuracy_kind: str | None = None
+    log_loss: float | None = None
     accuracy_interval: Sequence[float] | None = None  # Wilson's 95 %, of a measured accuracy
     cross_validated_accuracy: float | None = None
     expected_accuracy: float | None = None  # mean confidence over the images still to label, 0..1
@@ -220,6 +220,10 @@ class VersionRecord:
     temperature: float | None = None
     detail_weight: float | None = None
     seed_strategy: str | None = None  # that of the first batch while part of it waits; None in records before it
+    # Accuracy, curve, forecast and suspects are of this version's evaluation, or until it is made of the last one's.
+    evaluated_version: str | None = None
+    evaluated_labels: int = 0
+    chosen: Mapping[str, Any] | None = None  # what it chose for the heads that follow, a HeadSettings as JSON
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types only."""

@@ -18,7 +18,9 @@ from backend.loop.backbones import ProjectBackbones
 from backend.loop.connect import Connector
 from backend.loop.doctor import Doctor
 from backend.loop.embed import Embedder
+from backend.loop.evaluate import Evaluator
 from backend.loop.finetune import Finetuner
+from backend.loop.inputs import InputReader
 from backend.loop.reconcile import Reconciler
 from backend.loop.score import Predictor
 from backend.loop.status import StatusReader
@@ -104,11 +106,28 @@ class Services:
             jobs=self.jobs,
             registry=self.registry,
             embedder=self.embedder,
-            backbones=self.backbones,
+            inputs=self.inputs,
             finetuner=self.finetuner,
             settings=self.settings,
             now=lambda: datetime.now(UTC),
         )
+
+    @cached_property
+    def inputs(self) -> InputReader:
+        """What versions are made from; kept between a version and its evaluation."""
+        return InputReader(
+            label_studio=self.label_studio,
+            jobs=self.jobs,
+            registry=self.registry,
+            embedder=self.embedder,
+            backbones=self.backbones,
+            settings=self.settings,
+        )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Use case: evaluate what is published."""
+        return Evaluator(jobs=self.jobs, registry=self.registry, inputs=self.inputs, settings=self.settings)
 
     @cached_property
     def finetuner(self) -> Finetuner:

@@ -72,6 +72,16 @@ def _fit(services: Services, project_id: int) -> str:
     return str(answer["model_version"])
 
 
+def evaluate(project_id: int) -> str | None:
+    """Job: evaluate the published version, if it is not yet; its name."""
+
+    def work(services: Services) -> str | None:
+        record = services.evaluator.evaluate(project_id)
+        return record.version if record else None
+
+    return _run(project_id, work)
+
+
 def plan_embedding(project_id: int) -> int | None:
     """Job: queue what is not embedded yet; how many images that is."""
     return _run(project_id, lambda services: services.embedder.plan(project_id))

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRAIN_QUEUE = "active-learning-retrain"
+EVALUATE_QUEUE = "active-learning-evaluate"
 EMBED_QUEUE = "active-learning-embed"
 FINETUNE_QUEUE = "active-learning-finetune"
 """Not among QUEUES: fine-tuning takes minutes, and has a process of its own that no label waits for."""
 
-QUEUES = (RETRAIN_QUEUE, EMBED_QUEUE)
+QUEUES = (RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE)
 """In order of urgency: a worker takes from the first that holds a job."""
 
 MARKER_TTL_S = 30
@@ -104,6 +105,16 @@ class Jobs:
             ticket = int(self.redis.incr(_key(project_id, "requested")))
             job_id = self._enqueue_once(project_id, "retrain", RETRAIN_QUEUE, renew=renew)
             return ticket, job_id
+
+    def request_evaluation(self, project_id: int) -> str:
+        """Asks that the published version be evaluated once no retrain waits; the job's id."""
+        with self._translated():
+            return self._enqueue_once(project_id, "evaluate", EVALUATE_QUEUE)
+
+    def retrain_waits(self) -> bool:
+        """Whether a retrain of any project is queued."""
+        with self._translated():
+            return len(self._queue(RETRAIN_QUEUE)) > 0
 
     def request_embedding(self, project_id: int, *, renew: bool = False) -> str:
         """Asks that the embeddings be brought up to date with the project's tasks; the job's id."""

@@ -190,7 +190,7 @@ class Registry:
         return f"v{number:04d}-{n_labels}labels-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
 
     def save(self, record: VersionRecord, head: Head | None) -> None:
-        """Stores a version for good; a version is never changed once it is there."""
+        """Stores a version for good; of one that is there only the record is ever changed, by `update`."""
         from safetensors.numpy import save_file
 
         versions = self.project_directory(record.project_id) / "versions"
@@ -205,6 +205,12 @@ class Registry:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+
+    def update(self, record: VersionRecord) -> None:
+        """Replaces the record of a kept version: its evaluation comes later than the version. Gone: nothing happens."""
+        folder = self._version_directory(record.project_id, record.version)
+        if folder.exists():
+            _write_json(folder / "record.json", record.to_json())
 
     def versions(self, project_id: int) -> list[str]:
         """All kept versions, newest first."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
+from backend.errors import FitInterruptedError
 from backend.learning.calibration import expected_calibration_error, fit_temperature, log_loss
 from backend.learning.features import Features, FeatureSpace, evenly_spaced, principal_axes
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
-from backend.learning.spreading import entry_points, spread_labels
+from backend.learning.spreading import spread_labels
 
 Floats = NDArray[np.float64]
 
@@ -45,9 +46,6 @@ ENTROPY_WEIGHT = 0.3
 """The entropies of all unlabeled rows together weigh as much as so many times the labels, or the images if those are
 fewer; 0.3 to 1 give the same."""
 
-LEAST_AXES = 256
-"""Principal axes of the pool that the head sees at least; one for each label if they are more."""
-
 MAX_CLASS_WEIGHT = 10.0
 """No label weighs more than so many of the average class, however rare its own: it might be wrong."""
 
@@ -60,10 +58,12 @@ MAX_FOLDS = 5
 BLOCK_ROWS = 8192
 """Rows of the pool turned into float32 at a time, so that predicting needs little memory beside the pool."""
 
-_CV_TOLERANCE = (
-    1e-3  # largest gradient entry at which a fold counts as fitted; finer changes no choice and no third digit
-)
-_FIT_TOLERANCE = 1e-5  # the same for the head itself: probabilities then agree with scikit-learn's to about 1e-3
+# The largest gradient entry at which a fit counts as done, and the least relative gain worth another step: for the
+# folds (finer changes no choice and no third digit), for the head, and for the plain head, whose probabilities then
+# agree with scikit-learn's to about 1e-3. Only the last needs float64.
+_FOLD_TOLERANCE = 1e-3, 1e-7
+_HEAD_TOLERANCE = 1e-4, 1e-8
+_PLAIN_TOLERANCE = 1e-5, 1e-12
 _LEAST_SHARE = 1e-12  # of a class among the images: its logarithm must be finite
 _RIDGES = (0.01, 0.1, 1.0)
 _MAX_ITERATIONS = 300  # 10 to 250 are usual, most where the penalty is weak; stopping here is no error
@@ -116,16 +116,33 @@ class CrossValidation:
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """A head, and the cross-validation that chose its strength (None where the labels are too few for one).
+class HeadSettings:
+    """What labels decide about a head besides its weights; the defaults are for labels too few to decide anything."""
 
-    `detail_weight` and `temperature` are what was chosen for the head; both are part of its weights already.
+    detail_weight: float = DEFAULT_DETAIL_WEIGHT  # of `DETAIL_WEIGHTS`
+    strength: float = DEFAULT_STRENGTH  # of `STRENGTHS`
+    temperature: float = 1.0  # what the logits are divided by
+
+
+@dataclass(frozen=True, eq=False)
+class Solutions:
+    """Weights and, last, bias (R + 1, C) along R principal axes: of the fit without entropies, and of the head."""
+
+    without_entropies: Floats
+    with_entropies: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """A head with the settings and solutions it came from: the next fit, with a label more, starts there.
+
+    evaluation: None where the settings were given, or the labels are too few to hold any out.
     """
 
     head: Head
-    evaluation: CrossValidation | None
-    detail_weight: float
-    temperature: float
+    settings: HeadSettings
+    solutions: Solutions
+    evaluation: CrossValidation | None = None
 
 
 def fit_head(embeddings: ArrayLike, labels: Sequence[str], *, space: FeatureSpace, strength: float) -> Head:
@@ -134,9 +151,114 @@ def fit_head(embeddings: ArrayLike, labels: Sequence[str], *, space: FeatureSpac
     Errors as `fit_and_evaluate`.
     """
     rows, classes, targets = _checked(embeddings, labels)
-    everywhere = np.ones((len(rows), 1))
-    problem = _Problem(space, space.features(rows), np.eye(len(classes))[targets][:, None], everywhere)
-    return problem.head(classes, strength)
+    features = space.features(rows)
+    mean = features.mean(axis=0, dtype=np.float64)
+    axes = principal_axes(features - mean)
+    problem = _Problem((features - mean) @ axes, np.eye(len(classes))[targets][:, None], np.ones((len(rows), 1)))
+    solution = problem.solve(strength, start=None, tolerance=_PLAIN_TOLERANCE)[:, 0]
+    return _head(classes, solution, mean, axes, space, strength)
+
+
+def choose_settings(
+    pool: Pool,
+    rows: ArrayLike,
+    labels: Sequence[str],
+    *,
+    random_state: int,
+    strengths: Sequence[float] = STRENGTHS,
+    never_held_out: NDArray[np.bool_] | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> tuple[HeadSettings, CrossValidation | None]:
+    """The settings under which heads predict labels best that they were not trained on, and how well they do.
+
+    `rows` (n,) are the labeled rows of the pool, `labels` their n class names; `random_state` seeds the folds. Nothing
+    is decided with a held-out set:
+
+    1. How much the details of the embeddings count is chosen by the leave-one-out error of ridge regression on the
+       labels (`_choose_detail_weight`).
+    2. The strength is chosen by cross-validated log-loss, not accuracy: with tens of labels accuracy moves in steps of
+       several percent and many strengths tie, while log-loss uses every probability. They are tried from weak to
+       strong penalty until the log-loss rises. Heads are fitted as by `fit`, with fewer unlabeled images. Held-out
+       labels are not spread; their images take part as unlabeled ones.
+    3. The temperature is the one at which the probabilities fit held-out labels best (`learning.calibration`);
+       strengths are compared at their best temperatures.
+
+    Folds are stratified. A class with one example is always trained on and never held out, and so are the labels that
+    `never_held_out` (n,) marks: those by which a backbone was fine-tuned, for it would know the answers. Without two
+    classes of at least two examples nothing can be evaluated, and `DEFAULT_STRENGTH` is used.
+
+    Raises ValueError for fewer than two classes, unequal lengths or embeddings that are not finite, and
+    FitInterruptedError once `interrupted`, asked every few milliseconds, says that the answer is no longer wanted.
+    Cost: 20 to 100 passes over rows·axes·C·folds per strength, where rows are the labeled and the unlabeled ones.
+    """
+    indices = np.asarray(rows, dtype=np.intp)
+    embeddings, _, targets = _checked(pool.embeddings[indices], labels)
+    weight = _choose_detail_weight(pool, embeddings, targets)
+    folds = _deal_folds(targets, never_held_out, random_state=random_state)
+    if folds is None:
+        return HeadSettings(weight), None
+    problem = _pool_problem(pool, weight, indices, targets, folds, MAX_FOLD_ROWS)
+    problem.interrupted = interrupted
+    evaluated = np.flatnonzero(folds >= 0)
+    lowest, solution, best, evaluation = np.inf, None, HeadSettings(weight), None
+    for strength in sorted(strengths, reverse=True):
+        candidate, logits = problem.out_of_fold(folds, strength, start=solution)
+        temperature = fit_temperature(logits[evaluated], targets[evaluated])
+        judged = _evaluate(logits / temperature, targets, folds)
+        if judged.log_loss >= lowest:
+            break
+        lowest, solution, evaluation = judged.log_loss, candidate, judged
+        best = HeadSettings(weight, strength, temperature)
+    return best, evaluation
+
+
+def fit(
+    pool: Pool,
+    rows: ArrayLike,
+    labels: Sequence[str],
+    settings: HeadSettings,
+    *,
+    start: FitResult | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> FitResult:
+    """A head learned from labels and from the whole pool, with settings that are known.
+
+    `rows` (n,) are the labeled rows of the pool, `labels` their n class names.
+
+    1. Labels spread along the graph of all images (`learning.spreading`). Up to `MAX_UNLABELED_ROWS` unlabeled rows
+       with the soft labels that arrive there are trained on beside the labeled ones, weighted by confidence, all
+       together like `SOFT_LABELS` · C / n labels: they rule while there is a label or two per class and fade as
+       labels come.
+    2. The boundaries between classes are moved to where few images are: the mean entropy of the probabilities of the
+       same unlabeled rows is minimised along (Grandvalet and Bengio 2004, *Semi-supervised learning by entropy
+       minimization*; for few labels Boudiaf et al. 2020, https://arxiv.org/abs/2008.11297), which pays from some
+       labels per class on. The classes' mean probabilities are held, by their divergence, at those of the head fitted
+       without it; even shares instead cost up to 5 points where classes are uneven.
+    3. Labels of rare classes weigh more, so that all classes weigh the same (`class_weights`).
+    4. The rest of the loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
+       classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C).
+
+    `start` is an earlier fit on the same pool, best on nearly the same labels: then it takes a quarter of the steps.
+    One of other classes or another detail weight is of no use and left aside.
+
+    Raises ValueError for fewer than two classes, unequal lengths or embeddings that are not finite, and
+    FitInterruptedError as `choose_settings`. Cost: once per detail weight what `Pool` keeps; then 20 to 80 passes over
+    rows·axes·C, where rows are the labeled and the unlabeled ones.
+    """
+    indices = np.asarray(rows, dtype=np.intp)
+    _, classes, targets = _checked(pool.embeddings[indices], labels)
+    problem = _pool_problem(pool, settings.detail_weight, indices, targets, None, MAX_UNLABELED_ROWS)
+    problem.interrupted = interrupted
+    first = last = None
+    if start is not None and _fits(start, classes, settings, problem):
+        first, last = start.solutions.without_entropies[:, None], start.solutions.with_entropies[:, None]
+    first, last = problem.solve_with_entropies(settings.strength, first, last, tolerance=_HEAD_TOLERANCE)
+    basis = pool.basis(settings.detail_weight, len(indices))
+    head = _head(
+        classes, last[:, 0] / settings.temperature, basis.mean, basis.axes, pool.space(settings.detail_weight),
+        settings.strength,
+    )  # fmt: skip
+    return FitResult(head, settings, Solutions(first[:, 0], last[:, 0]))
 
 
 def fit_and_evaluate(
@@ -148,60 +270,16 @@ def fit_and_evaluate(
     strengths: Sequence[float] = STRENGTHS,
     never_held_out: NDArray[np.bool_] | None = None,
 ) -> FitResult:
-    """A head learned from labels and from the whole pool, with the out-of-fold result of its settings.
+    """The head that `fit` makes with the settings of `choose_settings`, and their evaluation; errors are theirs."""
+    settings, evaluation = choose_settings(
+        pool, rows, labels, random_state=random_state, strengths=strengths, never_held_out=never_held_out
+    )
+    return replace(fit(pool, rows, labels, settings), evaluation=evaluation)
 
-    `rows` (n,) are the labeled rows of the pool, `labels` their n class names; `random_state` seeds the folds. Nothing
-    is decided with a held-out set:
 
-    1. How much the details of the embeddings count is chosen by the leave-one-out error of ridge regression on the
-       labels (`_choose_detail_weight`).
-    2. Labels spread along the graph of all images (`learning.spreading`). Up to `MAX_UNLABELED_ROWS` unlabeled rows
-       with the soft labels that arrive there are trained on beside the labeled ones, weighted by confidence, all
-       together like `SOFT_LABELS` · C / n labels: they rule while there is a label or two per class and fade as
-       labels come.
-    3. The boundaries between classes are moved to where few images are: the mean entropy of the probabilities of the
-       same unlabeled rows is minimised along (Grandvalet and Bengio 2004, *Semi-supervised learning by entropy
-       minimization*; for few labels Boudiaf et al. 2020, https://arxiv.org/abs/2008.11297), which pays from some
-       labels per class on. The classes' mean probabilities are held, by their divergence, at those of the head fitted
-       without it; even shares instead cost up to 5 points where classes are uneven.
-    4. Labels of rare classes weigh more, so that all classes weigh the same (`class_weights`).
-    5. The rest of the loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
-       classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C). The strength is chosen
-       by cross-validated log-loss, not accuracy: with tens of labels accuracy moves in steps of several percent and
-       many strengths tie, while log-loss uses every probability. They are tried from weak to strong penalty until the
-       log-loss rises. Held-out labels are not spread either; their images take part as unlabeled ones.
-    6. The probabilities are brought to the temperature at which they fit held-out labels best (`learning.calibration`);
-       strengths are compared at their best temperatures.
-
-    Folds are stratified. A class with one example is always trained on and never held out, and so are the labels that
-    `never_held_out` (n,) marks: those by which a backbone was fine-tuned, for it would know the answers. Without two
-    classes of at least two examples nothing can be evaluated, and `DEFAULT_STRENGTH` is used.
-
-    Raises ValueError for fewer than two classes, unequal lengths or embeddings that are not finite. Cost: the
-    principal axes of the pool, once; then 20 to 100 passes over rows·axes·C·folds per strength, where rows are the
-    labeled and the unlabeled ones.
-    """
-    indices = np.asarray(rows, dtype=np.intp)
-    embeddings, classes, targets = _checked(pool.embeddings[indices], labels)
-    weight = _choose_detail_weight(pool, embeddings, targets)
-    space = pool.space(weight)
-    features = space.features(embeddings)
-    folds = _deal_folds(targets, never_held_out, random_state=random_state)
-    held_out, everything = _problems(pool, weight, indices, features, targets, folds)
-    if folds is None or held_out is None:
-        return FitResult(everything.head(classes, DEFAULT_STRENGTH), None, weight, temperature=1.0)
-
-    evaluated = np.flatnonzero(folds >= 0)
-    lowest, solution, best = np.inf, None, DEFAULT_STRENGTH
-    for strength in sorted(strengths, reverse=True):
-        candidate, logits = held_out.out_of_fold(folds, strength, start=solution)
-        found = fit_temperature(logits[evaluated], targets[evaluated])
-        judged = _evaluate(logits / found, targets, folds)
-        if judged.log_loss >= lowest:
-            break
-        best, lowest, solution, temperature, evaluation = strength, judged.log_loss, candidate, found, judged
-    head = everything.head(classes, best, temperature=temperature)
-    return FitResult(head, evaluation, weight, temperature)
+def _fits(start: FitResult, classes: tuple[str, ...], settings: HeadSettings, problem: _Problem) -> bool:
+    same_space = start.settings.detail_weight == settings.detail_weight
+    return same_space and start.head.classes == classes and len(start.solutions.with_entropies) == problem.n_weights
 
 
 def _checked(embeddings: ArrayLike, labels: Sequence[str]) -> tuple[NDArray[Any], tuple[str, ...], NDArray[np.intp]]:
@@ -301,56 +379,44 @@ def class_weights(targets: NDArray[np.intp]) -> Floats:
     return weights
 
 
-def _problems(
+def _pool_problem(
     pool: Pool,
     detail_weight: float,
     rows: NDArray[np.intp],
-    features: Features,
     targets: NDArray[np.intp],
     folds: NDArray[np.intp] | None,
-) -> tuple[_Problem | None, _Problem]:
-    """Those of the folds, None without folds, and that of all labels: the labeled rows, then unlabeled ones."""
+    n_unlabeled: int,
+) -> _Problem:
+    """The fit of the labeled rows and of up to `n_unlabeled` unlabeled ones: one problem for each fold, else one."""
     n_labels, n_classes = len(rows), int(targets.max()) + 1
-    n_folds = 0 if folds is None else int(folds.max()) + 1
+    n_problems = 1 if folds is None else int(folds.max()) + 1
     one_hot = np.eye(n_classes)[targets]  # (n, C)
-    trained = np.ones((n_labels, n_folds + 1))  # (n, F + 1), all labels last
-    if folds is not None:
-        trained[:, :-1] = folds[:, None] != np.arange(n_folds)
-    trained *= class_weights(targets)[targets, None]
-    space = pool.space(detail_weight)
-    axes = pool.axes(detail_weight)[:, : max(LEAST_AXES, n_labels)]
+    is_held_out = np.zeros((n_labels, 1), bool) if folds is None else folds[:, None] == np.arange(n_problems)
+    trained = ~is_held_out * class_weights(targets)[targets, None]  # (n, F)
+
     graph = pool.graph(detail_weight)
-    unlabeled = np.flatnonzero(~np.isin(graph.rows, rows))
+    sample = evenly_spaced(len(graph.rows), n_unlabeled)  # the same at every label, but for those labeled since
+    sample = sample[~np.isin(graph.rows[sample], rows)]
     mass = SOFT_LABELS * n_classes / n_labels
-    soft: Floats = np.zeros((len(graph.rows), n_folds + 1, n_classes))  # (M, F + 1, C)
+    soft: Floats = np.zeros((len(sample), n_problems, n_classes))  # (U, F, C)
     if mass >= LEAST_SOFT_SHARE * n_labels:
-        starts = entry_points(graph, rows, features) @ (trained[:, :, None] * one_hot[:, None]).reshape(n_labels, -1)
-        soft = spread_labels(graph, starts.reshape(soft.shape))
+        entries = pool.entry_points(detail_weight, rows)
+        starts = entries @ (trained[:, :, None] * one_hot[:, None]).reshape(n_labels, -1)
+        soft = spread_labels(graph, starts.reshape(len(graph.rows), n_problems, n_classes))[sample]
+    confidence = np.maximum((soft.max(axis=2) - 1 / n_classes) / (1 - 1 / n_classes), 0)  # (U, F)
 
+    # A held-out image is to its fold's head what the rest of the pool is to the head: trained on without a label.
     n_rest = len(pool.embeddings) - n_labels
-    entropies = np.zeros((n_labels, n_folds + 1))
-    if folds is not None and len(unlabeled):
-        # A held-out image is to its fold's head what the rest of the pool is to the head: trained on without a label.
-        is_held_out = folds[:, None] == np.arange(n_folds)
-        entropies[:, :-1] = is_held_out / (n_rest + is_held_out.sum(axis=0))
-
-    def problem(columns: slice, n_unlabeled: int) -> _Problem:
-        chosen = unlabeled[evenly_spaced(len(unlabeled), n_unlabeled)]
-        arrived = soft[chosen, columns]
-        confidence = np.maximum((arrived.max(axis=2) - 1 / n_classes) / (1 - 1 / n_classes), 0)  # (U, F)
-        rest = np.repeat((1 - entropies[:, columns].sum(axis=0))[None] / max(len(chosen), 1), len(chosen), axis=0)
-        return _Problem(
-            space,
-            np.concatenate([features, graph.features[chosen]]),
-            np.concatenate([np.repeat(one_hot[:, None], arrived.shape[1], axis=1), arrived]),
-            np.concatenate([trained[:, columns], confidence * mass / max(len(chosen), 1)]),
-            doubt=ENTROPY_WEIGHT * np.minimum(trained[:, columns].sum(axis=0), n_rest),
-            entropies=np.concatenate([entropies[:, columns], rest]),
-            axes=axes,
-        )
-
-    of_folds = problem(slice(None, -1), MAX_FOLD_ROWS) if n_folds else None
-    return of_folds, problem(slice(-1, None), MAX_UNLABELED_ROWS)
+    entropies: Floats = is_held_out / np.maximum(n_rest + is_held_out.sum(axis=0), 1)  # (n, F)
+    rest = np.repeat((1 - entropies.sum(axis=0))[None] / max(len(sample), 1), len(sample), axis=0)
+    coordinates = pool.basis(detail_weight, n_labels).coordinates
+    return _Problem(
+        np.concatenate([coordinates[rows], coordinates[graph.rows[sample]]]),
+        np.concatenate([np.repeat(one_hot[:, None], n_problems, axis=1), soft]),
+        np.concatenate([trained, confidence * mass / max(len(sample), 1)]),
+        doubt=ENTROPY_WEIGHT * np.minimum(trained.sum(axis=0), n_rest),
+        entropies=np.concatenate([entropies, rest]),
+    )
 
 
 class _Problem:
@@ -359,91 +425,110 @@ class _Problem:
     Every row has a soft target and a weight in each of F problems, and a share in the mean entropy that is minimised
     along. Two rewritings make it fast and change nothing in the result. As the bias is free, rows may be centred. As
     the penalty is on ‖W‖², the optimal weights lie in the span of the rows (representer theorem), so the rows may
-    be expressed in their principal axes: min(N - 1, D) numbers each, or fewer with `axes` (D, R), which leave out what
-    hardly varies. There the Hessian is near diagonal, and scaling every axis by it saves L-BFGS most of its steps.
+    be expressed along principal axes, (N, R), or fewer of them, which leave out what hardly varies. There the Hessian
+    is near diagonal, and scaling every axis by it saves L-BFGS most of its steps. Rows are computed with in the type
+    of `coordinates`.
     """
 
     def __init__(
         self,
-        space: FeatureSpace,
-        features: Features,
+        coordinates: NDArray[np.floating[Any]],
         targets: Floats,
         weights: Floats,
         *,
         doubt: Floats | None = None,
         entropies: Floats | None = None,
-        axes: Floats | None = None,
     ) -> None:
-        self.space = space
-        self.targets = targets  # (N, F, C), rows sum to 1
-        self.weights = weights  # (N, F)
+        kind = coordinates.dtype
+        self.rows = np.hstack([coordinates, np.ones((len(coordinates), 1), kind)])  # (N, R + 1)
+        self.targets = targets.astype(kind)  # (N, F, C), rows sum to 1
+        self.weights = weights.astype(kind)  # (N, F)
         self.doubt = np.zeros(weights.shape[1]) if doubt is None else doubt  # (F,), weight of the mean entropies
-        self.entropies = entropies if entropies is not None and entropies.any() else None  # (N, F), columns of sum 1
-        self.mean = features.mean(axis=0, dtype=np.float64)  # (D,)
-        centred = features - self.mean
-        self.axes = principal_axes(centred) if axes is None else axes  # (D, R)
-        self.coordinates = centred @ self.axes  # (N, R)
-        self.shares: Floats | None = None  # (F, C), what the mean probabilities of those rows are held at
+        has_entropies = entropies is not None and entropies.any() and self.doubt.any()
+        self.entropies = entropies.astype(kind) if entropies is not None and has_entropies else None  # (N, F)
+        self.interrupted: Callable[[], bool] = lambda: False
+        self._shares: Floats | None = None  # (F, C), what the mean probabilities are held at
 
-    def head(self, classes: tuple[str, ...], strength: float, *, temperature: float = 1.0) -> Head:
-        """The head of the last problem."""
-        solution = self._solve(strength, start=None, tolerance=_FIT_TOLERANCE)[:, -1] / temperature
-        weights = solution[:-1].T @ self.axes.T  # (C, D)
-        bias = solution[-1] - weights @ self.mean  # (C,)
-        return Head(classes, weights.astype(np.float32), bias.astype(np.float32), self.space, float(strength))
+    @property
+    def n_weights(self) -> int:
+        """R + 1."""
+        return int(self.rows.shape[1])
 
     def out_of_fold(self, folds: NDArray[np.intp], strength: float, *, start: Floats | None) -> tuple[Floats, Floats]:
         """The solution, as the next strength's start, and the labels' held-out logits (n, C); one problem per fold."""
-        solution = self._solve(strength, start=start, tolerance=_CV_TOLERANCE)
+        solution = start
+        if start is None:
+            _, solution = self.solve_with_entropies(strength, None, None, tolerance=_FOLD_TOLERANCE)
+        else:
+            solution = self.solve(strength, start=start, tolerance=_FOLD_TOLERANCE, shares=self._shares)
         logits = np.full((len(folds), self.targets.shape[2]), np.nan)
         for fold in range(solution.shape[1]):
             held_out = np.flatnonzero(folds == fold)
-            logits[held_out] = self.coordinates[held_out] @ solution[:-1, fold] + solution[-1, fold]
+            logits[held_out] = self.rows[held_out] @ solution[:, fold]
         return solution, logits
 
-    def _solve(self, strength: float, *, start: Floats | None, tolerance: float) -> Floats:
-        """Weights and, last, bias (R + 1, F, C); from the solution without entropies where no `start` is given.
+    def solve_with_entropies(
+        self, strength: float, first: Floats | None, last: Floats | None, *, tolerance: tuple[float, float]
+    ) -> tuple[Floats, Floats]:
+        """The solutions (R + 1, F, C) without entropies and with them, which start from others where such are known.
 
-        With entropies there are several minima, of which the one nearest to that solution is wanted.
+        With entropies there are several minima, of which the one nearest to the solution without is wanted. Its
+        classes' shares are those that the mean probabilities are held at.
         """
-        if start is None and self.entropies is not None:
-            self.shares = None
-            start = self._minimise(strength, start=None, tolerance=_CV_TOLERANCE)
-            logits = np.tensordot(self.coordinates, start[:-1], axes=1) + start[-1]  # (N, F, C)
-            self.shares = np.maximum(np.einsum("nf,nfc->fc", self.entropies, _softmax(logits)), _LEAST_SHARE)
-        return self._minimise(strength, start=start, tolerance=tolerance)
+        if self.entropies is None:
+            first = self.solve(strength, start=first, tolerance=tolerance)
+            return first, first
+        first = self.solve(strength, start=first, tolerance=_FOLD_TOLERANCE)
+        logits = (self.rows @ first.reshape(len(first), -1).astype(self.rows.dtype)).reshape(self.targets.shape)
+        self._shares = np.maximum(np.einsum("nf,nfc->fc", self.entropies, _softmax(logits)), _LEAST_SHARE)
+        start = first if last is None else last
+        return first, self.solve(strength, start=start, tolerance=tolerance, shares=self._shares)
 
-    def _minimise(self, strength: float, *, start: Floats | None, tolerance: float) -> Floats:
-        """All problems at once: they do not touch each other, and one run pays Python's overhead once."""
-        targets, row_weights, entropies, shares = self.targets, self.weights, self.entropies, self.shares
+    def solve(
+        self,
+        strength: float,
+        *,
+        start: Floats | None,
+        tolerance: tuple[float, float],
+        shares: Floats | None = None,
+    ) -> Floats:
+        """Weights and, last, bias (R + 1, F, C) of all problems at once, with entropies if there are `shares` (F, C).
+
+        The problems do not touch each other, and one run pays Python's overhead once.
+        """
+        rows, targets, row_weights, entropies = self.rows, self.targets, self.weights, self.entropies
         n_rows, n_problems, n_classes = targets.shape
-        shape = (self.coordinates.shape[1] + 1, n_problems, n_classes)
-        features = np.hstack([self.coordinates, np.ones((n_rows, 1))])  # (N, R + 1)
-        total = row_weights.sum() / n_problems  # the loss is divided by it
+        shape = (rows.shape[1], n_problems, n_classes)
+        kind = rows.dtype
+        total = float(row_weights.sum(dtype=np.float64)) / n_problems  # the loss is divided by it
         penalty = np.append(np.full(shape[0] - 1, 1 / (strength * total)), 0.0)  # (R + 1,)
         share = row_weights.mean(axis=1) / total  # (N,)
-        curvature = np.append(share @ self.coordinates**2, 1.0) / n_classes + penalty
+        curvature = share @ rows**2 / n_classes + penalty
         unscale = 1 / np.sqrt(curvature)[:, None]
-        doubt = self.doubt / total  # (F,)
+        doubt = (self.doubt / total).astype(kind)  # (F,)
+        scaled_weights = (row_weights / total)[:, :, None].astype(kind)
 
         def loss_and_gradient(flat: Floats) -> tuple[float, Floats]:
+            if self.interrupted():
+                raise FitInterruptedError("the fit is no longer wanted")
             weights = flat.reshape(shape[0], -1) * unscale  # (R + 1, F·C)
-            logits = (features @ weights).reshape(n_rows, *shape[1:])  # (N, F, C)
+            logits = (rows @ weights.astype(kind)).reshape(n_rows, *shape[1:])  # (N, F, C)
             logits -= logits.max(axis=2, keepdims=True)
             exponentials = np.exp(logits)
             totals = exponentials.sum(axis=2, keepdims=True)  # (N, F, 1)
             logits -= np.log(totals)
             probabilities = exponentials / totals
-            loss = -np.sum(row_weights * np.einsum("nfc,nfc->nf", logits, targets)) / total
-            residuals = probabilities - targets
-            residuals *= row_weights[:, :, None] / total
+            residuals = targets * logits
+            loss = -float(np.sum(scaled_weights * residuals, dtype=np.float64))
+            np.subtract(probabilities, targets, out=residuals)
+            residuals *= scaled_weights
             if entropies is not None and shares is not None:
                 value, slopes = _doubt(probabilities, logits, entropies, shares)
-                loss += np.sum(doubt * value)
+                loss += float(np.sum(doubt * value))
                 residuals += doubt[:, None] * slopes
             penalised = penalty[:, None] * weights
-            gradient = features.T @ residuals.reshape(n_rows, -1) + penalised
-            return float(loss + np.sum(penalised * weights) / 2), (gradient * unscale).ravel()
+            gradient = rows.T @ residuals.reshape(n_rows, -1) + penalised
+            return loss + float(np.sum(penalised * weights)) / 2, (gradient * unscale).ravel()
 
         first = np.zeros(shape) if start is None else start
         # NumPy and SciPy each bring a BLAS with threads of its own; alternating between them, the threads of the one
@@ -454,10 +539,19 @@ class _Problem:
                 (first.reshape(shape[0], -1) / unscale).ravel(),
                 jac=True,
                 method="L-BFGS-B",
-                options={"maxiter": _MAX_ITERATIONS, "gtol": tolerance, "ftol": 1e-12, "maxcor": 10},
+                options={"maxiter": _MAX_ITERATIONS, "gtol": tolerance[0], "ftol": tolerance[1], "maxcor": 10},
             )
         solution: Floats = (result.x.reshape(shape[0], -1) * unscale).reshape(shape)
         return solution
+
+
+def _head(
+    classes: tuple[str, ...], solution: Floats, mean: Floats, axes: Floats, space: FeatureSpace, strength: float
+) -> Head:
+    """The head of a solution (R + 1, C) along `axes` (D, R), whose coordinates are from the point `mean` (D,)."""
+    weights = solution[:-1].T @ axes.T  # (C, D)
+    bias = solution[-1] - weights @ mean  # (C,)
+    return Head(classes, weights.astype(np.float32), bias.astype(np.float32), space, float(strength))
 
 
 def _doubt(probabilities: Floats, logs: Floats, weights: Floats, shares: Floats) -> tuple[Floats, Floats]:

@@ -242,6 +242,9 @@ LATER_ROUND_STRATEGIES: Mapping[str, LaterRoundStrategy] = MappingProxyType(
 ASK_TYPICALITY = frozenset({"information_density"})
 """Those of them that look at `RoundState.typicality`."""
 
+ASK_OUT_OF_FOLD = frozenset({"knn_of_high_loss"})
+"""Those of them that look at `RoundState.out_of_fold`: labels are cross-validated before the choice, not after it."""
+
 
 def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Positions of `budget` candidates (fewer if there are fewer), the first to be labeled first.

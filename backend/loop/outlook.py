@@ -13,9 +13,9 @@ import numpy as np
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.choices import parse_labeling_config
 from backend.errors import LabelingConfigError
+from backend.learning.head import CrossValidation, Head
 from backend.learning.learning_curve import CONFIDENCE_ERROR, forecast
 from backend.learning.suspects import find_suspects
-from backend.loop.rounds import Round
 from backend.schema import CurvePoint, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
@@ -104,23 +104,28 @@ def foresee(curve: Sequence[CurvePoint], *, target: float, horizon: int, n_unlab
 
 
 def list_suspects(
-    plan: Round, table: EmbeddingTable, labels: TrainingLabels, confirmed: Collection[int]
+    head: Head | None,
+    labeled: Sequence[int],
+    evaluation: CrossValidation | None,
+    table: EmbeddingTable,
+    labels: TrainingLabels,
+    confirmed: Collection[int],
 ) -> list[dict[str, Any]]:
     """All suspected labels, the likeliest error first: trained-on ones judged out of fold, validation ones by the head.
 
-    Labels in `confirmed` (two annotations agree on them: somebody looked again) are not listed. Ground truth confirms
-    nothing, for Label Studio takes every imported annotation for it unless told otherwise.
+    `labeled` are the tasks of the evaluation's rows. Labels in `confirmed` (two annotations agree on them: somebody
+    looked again) are not listed. Ground truth confirms nothing, for Label Studio takes every imported annotation for it
+    unless told otherwise.
     """
-    if plan.fitted is None:
+    if head is None:
         return []
-    head = plan.fitted.head
     column = {label: index for index, label in enumerate(head.classes)}
     validation = [task_id for task_id, row in _rows(table, sorted(labels.validation)) if row >= 0]
     judged: list[tuple[Sequence[int], Mapping[int, str], Any]] = [
         (validation, labels.validation, head.predict_proba(table.embeddings[table.rows_of(validation)]))
     ]
-    if plan.fitted.evaluation is not None:
-        judged.append((plan.labeled, labels.labels, plan.fitted.evaluation.probabilities))
+    if evaluation is not None:
+        judged.append((labeled, labels.labels, evaluation.probabilities))
     found = []
     for task_ids, given, probabilities in judged:
         columns = np.array([column.get(given[task_id], -1) for task_id in task_ids], dtype=np.intp)

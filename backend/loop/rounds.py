@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,8 +18,14 @@ from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
-from backend.learning.head import FitResult, fit_and_evaluate
-from backend.learning.later_rounds import ASK_TYPICALITY, LATER_ROUND_STRATEGIES, RoundState, next_batch
+from backend.learning.head import CrossValidation, FitResult, HeadSettings, choose_settings, fit
+from backend.learning.later_rounds import (
+    ASK_OUT_OF_FOLD,
+    ASK_TYPICALITY,
+    LATER_ROUND_STRATEGIES,
+    RoundState,
+    next_batch,
+)
 from backend.learning.pool import Pool
 from backend.loop.queue import build_window
 from backend.loop.score import Scores, score
@@ -28,6 +34,17 @@ from backend.schema import TrainingLabels
 
 POOLS_KEPT = 4
 """Projects whose pools are kept; each costs up to 5,000 float32 rows for every weight of details that was chosen."""
+
+FRESH = 0.75
+"""Settings chosen on at least this share of the labels are used as they are; older ones are chosen anew at once."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Settings for heads, and how many labels chose them (`evaluate_labels`)."""
+
+    settings: HeadSettings
+    n_labels: int
 
 
 @dataclass(frozen=True)
@@ -77,18 +94,22 @@ def plan_round(
     n_classes: int,
     previous_seed: Seed | None,
     watch: Stopwatch,
+    chosen: Chosen | None = None,
+    start: FitResult | None = None,
     seen: frozenset[int] = frozenset(),
 ) -> Round:
     """Fits a head, scores the pool and builds the window.
 
     `everything` is the pool of all of the table's images, `n_classes` how many classes the labeling config offers,
     `previous_seed` the seed of the round before, `seen` the tasks whose labels the backbone was fine-tuned on.
+
+    The head has the settings in `chosen`, which cross-validation found after the round before, when nobody was waiting;
+    without such, or with much older ones, they are chosen here. `start` is an earlier fit on the same pool.
     """
     with watch.stage("fit"):
         labeled = trainable(table, labels)
-        fitted = _fit(table, everything, labeled, labels, settings, seen)
-    taken = labels.answered | labels.reserved
-    pool = [task_id for task_id in table.task_ids.tolist() if task_id not in taken]
+        fitted = _fit(table, everything, labeled, labels, settings, chosen, start, seen)
+    pool = unlabeled(table, labels)
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
     waiting = frozenset(pool) - labels.skipped or frozenset(pool)
     with watch.stage("seed"):
@@ -126,24 +147,58 @@ def trainable(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
     return [task_id for task_id, row in zip(task_ids, table.rows_of(task_ids).tolist(), strict=True) if row >= 0]
 
 
+def unlabeled(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
+    """Embedded tasks that nobody answered yet and that are not kept aside for validation, ascending."""
+    taken = labels.answered | labels.reserved
+    return [task_id for task_id in table.task_ids.tolist() if task_id not in taken]
+
+
+def evaluate_labels(
+    table: EmbeddingTable,
+    everything: Pool,
+    labels: TrainingLabels,
+    settings: Settings,
+    *,
+    seen: frozenset[int] = frozenset(),
+    interrupted: Callable[[], bool] = lambda: False,
+) -> tuple[Chosen | None, CrossValidation | None]:
+    """The settings for the next head, and how well heads predict labels held out; nothing while one class is labeled.
+
+    Raises FitInterruptedError once `interrupted` says so; see `learning.head.choose_settings`.
+    """
+    labeled = trainable(table, labels)
+    targets = [labels.labels[task_id] for task_id in labeled]
+    if len(set(targets)) < 2:
+        return None, None
+    found, evaluation = choose_settings(
+        everything,
+        table.rows_of(labeled),
+        targets,
+        random_state=settings.random_state,
+        never_held_out=np.array([task_id in seen for task_id in labeled]),
+        interrupted=interrupted,
+    )
+    return Chosen(found, len(labeled)), evaluation
+
+
 def _fit(
     table: EmbeddingTable,
     everything: Pool,
     labeled: Sequence[int],
     labels: TrainingLabels,
     settings: Settings,
+    chosen: Chosen | None,
+    start: FitResult | None,
     seen: frozenset[int],
 ) -> FitResult | None:
+    evaluation = None
+    if settings.acquisition in ASK_OUT_OF_FOLD or chosen is None or chosen.n_labels < FRESH * len(labeled):
+        chosen, evaluation = evaluate_labels(table, everything, labels, settings, seen=seen)
     targets = [labels.labels[task_id] for task_id in labeled]
-    if len(set(targets)) < 2:
+    if chosen is None or len(set(targets)) < 2:
         return None
-    return fit_and_evaluate(
-        everything,
-        table.rows_of(labeled),
-        targets,
-        random_state=settings.random_state,
-        never_held_out=np.array([task_id in seen for task_id in labeled]),
-    )
+    fitted = fit(everything, table.rows_of(labeled), targets, chosen.settings, start=start)
+    return replace(fitted, evaluation=evaluation)
 
 
 def _seed(
@@ -201,7 +256,7 @@ def _rank(
         candidates=rows,
         probabilities=probabilities,
         out_of_fold=fitted.evaluation.probabilities if fitted.evaluation else None,
-        typicality=everything.typicality(fitted.detail_weight)[rows] if asks_typicality else None,
+        typicality=everything.typicality(fitted.settings.detail_weight)[rows] if asks_typicality else None,
     )
     chosen = next_batch(settings.acquisition, state, budget=budget, random_state=settings.random_state)
     return [candidates[position] for position in chosen]

@@ -28,8 +28,7 @@ from backend.learning.features import normalise, plain_space
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import Head, fit_head
 from backend.learning.pool import Pool
-from backend.loop.rounds import Round, Stopwatch, plan_round
-from backend.loop.seed import Seed
+from backend.loop.rounds import Round, Stopwatch, evaluate_labels, plan_round
 from backend.schema import TrainingLabels
 
 logger = logging.getLogger(__name__)
@@ -143,17 +142,24 @@ class Simulation:
         return TrainingLabels(answers, frozenset(answers), frozenset(), {})
 
     def plan(
-        self, task_ids: Sequence[int], *, settings: Settings | None = None, previous_seed: Seed | None = None
+        self, task_ids: Sequence[int], *, settings: Settings | None = None, previous: Round | None = None
     ) -> Round:
-        """The service's round after these tasks were labeled; `settings`: those of the simulation if None."""
+        """The service's round after these tasks were labeled; `settings`: those of the simulation if None.
+
+        As where labels come one by one and each version is evaluated before the next label.
+        """
+        settings = settings or self.settings
+        chosen, _ = evaluate_labels(self.table, self.pool, self.labels(task_ids[:-1]), settings)
         return plan_round(
             self.table,
             self.pool,
             self.labels(task_ids),
-            settings or self.settings,
+            settings,
             n_classes=self.n_classes,
-            previous_seed=previous_seed,
+            previous_seed=previous.seed if previous else None,
             watch=Stopwatch(),
+            chosen=chosen,
+            start=previous.fitted if previous else None,
         )
 
     def accuracy(self, head: Head | None) -> float:
@@ -187,10 +193,9 @@ def _service(acquisition: str | None = None) -> Strategy:
         if acquisition == "random":  # in each run another order, that of `baseline`
             settings = replace(settings, random_state=simulation.seed, seed_size=simulation.size)
         task_ids: list[int] = []
-        seed: Seed | None = None
+        plan: Round | None = None
         while True:
-            plan = simulation.plan(task_ids, settings=settings, previous_seed=seed)
-            seed = plan.seed
+            plan = simulation.plan(task_ids, settings=settings, previous=plan)
             if len(task_ids) in budgets:
                 yield len(task_ids), simulation.accuracy(plan.fitted.head if plan.fitted else None)
             if len(task_ids) >= budgets[-1]:

@@ -63,6 +63,7 @@ class StatusReader:
             "training": self._ask(lambda: self._jobs.training(project_id)),
             "accuracy": record.accuracy if record else None,
             "accuracy_kind": record.accuracy_kind if record else None,
+            "accuracy_labels": record.evaluated_labels if record else 0,
             "accuracy_interval": list(record.accuracy_interval) if record and record.accuracy_interval else None,
             "cross_validated_accuracy": record.cross_validated_accuracy if record else None,
             "expected_accuracy": record.expected_accuracy if record else None,
@@ -158,7 +159,7 @@ class StatusReader:
                 f"project {project_id} has no published version yet: the worker makes the first when its images are "
                 f"embedded; to see how far that is run: python -m backend status {project_id}"
             )
-        n_held_out = record.labels_used if record.cross_validated_accuracy is not None else 0
+        n_held_out = record.evaluated_labels if record.cross_validated_accuracy is not None else 0
         n_labels = n_held_out + record.validation_labels
         return Suspects(record.version, n_labels, record.n_suspects, self._suspects(record))
 

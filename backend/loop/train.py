@@ -1,53 +1,36 @@
-"""Retrain: read every label from Label Studio, fit, evaluate, save, score the pool, push, publish last."""
+"""Retrain: read the labels, fit, score the pool, save, push, publish last."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import datetime
+from weakref import ReferenceType, ref
 
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs, ProjectLock
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
-from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
+from backend.choices import ChoicesConfig
 from backend.config import Settings
 from backend.errors import LabelStudioError
-from backend.learning.head import CrossValidation
-from backend.loop.backbones import BACKBONE_WARNING, ProjectBackbones
-from backend.loop.embed import Embedder, missing_tasks
+from backend.learning.head import FitResult, HeadSettings
+from backend.learning.pool import Pool
+from backend.loop.embed import Embedder
+from backend.loop.evaluate import carried_evaluation
 from backend.loop.finetune import Finetuner
-from backend.loop.outlook import (
-    MAX_SUSPECTS,
-    carried_curve,
-    extended_curve,
-    foresee,
-    list_suspects,
-    same_labels_offered,
-)
-from backend.loop.projects import register_project
-from backend.loop.rounds import Pools, Round, Stopwatch, plan_round, trainable
+from backend.loop.inputs import InputReader
+from backend.loop.rounds import Chosen, Round, Stopwatch, plan_round
 from backend.loop.seed import Seed
-from backend.loop.validation import Measurement, describe, keep_aside, measure
-from backend.schema import AnnotatedTask, CurvePoint, Project, QueueEntry, TrainingLabels, VersionRecord
+from backend.schema import QueueEntry, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
 
-EMBED_IN_JOB = 256
-"""Labeled tasks without embedding that a retrain embeds itself; more than that wait for the embedding jobs."""
-
 RECORDED_BEFORE = "typical_coreset"
 """The seed strategy of versions whose record does not name it: there was no other."""
-
-_LABELED_BECAUSE_HARD = (
-    "which were chosen because they are hard: usually pessimistic, and not to be compared from version to version"
-)
-CROSS_VALIDATED = f"cross-validated on the labeled tasks, {_LABELED_BECAUSE_HARD}"
 
 
 class Trainer:
@@ -60,7 +43,7 @@ class Trainer:
         jobs: Jobs,
         registry: Registry,
         embedder: Embedder,
-        backbones: ProjectBackbones,
+        inputs: InputReader,
         finetuner: Finetuner,
         settings: Settings,
         now: Callable[[], datetime],
@@ -69,11 +52,12 @@ class Trainer:
         self._jobs = jobs
         self._registry = registry
         self._embedder = embedder
-        self._backbones = backbones
+        self._inputs = inputs
         self._finetuner = finetuner
         self._settings = settings
         self._now = now
-        self._pools = Pools()
+        # The last fit of each project, where the next one starts, and the pool it was made on.
+        self._fits: dict[int, tuple[ReferenceType[Pool], FitResult]] = {}
 
     def retrain(self, project_id: int) -> VersionRecord | None:
         """The new published version; None when nothing changed since the last one (or nothing is embedded yet).
@@ -91,34 +75,18 @@ class Trainer:
                 record = self._make_version(project_id, lock, forced=request.forced)
             self._jobs.answer_retrain(project_id, request)
         if record is not None:
+            self._jobs.request_evaluation(project_id)
             self._jobs.request_pruning(project_id)
         return record
 
     def _make_version(self, project_id: int, lock: ProjectLock, *, forced: bool) -> VersionRecord | None:
         watch = Stopwatch()
-        # Asked once: it may change at any time, and all of a version is made with the same.
-        current = self._backbones.current(project_id)
-        backbone = current.backbone
-        self._jobs.set_note(project_id, BACKBONE_WARNING, current.warning)
-        with watch.stage("read_labels"):
-            project = self._label_studio.project(project_id)
-            config = parse_labeling_config(project.label_config)
-            register_project(self._registry, project)
-            wanted = self._settings.validation_filter
-            fields = wanted.fields if wanted else ()
-            annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
-            labels = read_labels(config, annotated)
-            confirmed = agreed_tasks(config, annotated, labels)
-            split = self._embedder.validation_split(project_id, config.image_field)
-        with watch.stage("embeddings"):
-            table = self._table(project_id, backbone, annotated, labels)
-        if wanted is not None:
-            labels = keep_aside(labels, annotated, wanted, split, table.task_ids.tolist())
-        labeled = trainable(table, labels)
+        inputs = self._inputs.read(project_id, watch)
+        project, config, labels, table = inputs.project, inputs.config, inputs.labels, inputs.table
+        labeled = inputs.labeled
         self._finetuner.request_if_due(project_id, len(labeled))
-        digest = self._digest(project, backbone, annotated, table, labels)
         previous = self._registry.published_record(project_id)
-        if len(table.task_ids) == 0 or (previous and previous.inputs_digest == digest and not forced):
+        if len(table.task_ids) == 0 or (previous and previous.inputs_digest == inputs.digest and not forced):
             logger.info(
                 "nothing new project=%d labels=%d embedded=%d", project_id, len(labels.labels), len(table.task_ids)
             )
@@ -135,27 +103,19 @@ class Trainer:
             return None
         plan = plan_round(
             table,
-            self._pools.pool(table, backbone),
+            inputs.pool,
             labels,
             self._settings,
             n_classes=len(config.labels),
-            previous_seed=self._previous_seed(previous, backbone),
+            previous_seed=self._previous_seed(previous, inputs.backbone),
             watch=watch,
-            seen=current.seen,
+            chosen=_chosen(previous, inputs.backbone),
+            start=self._start(project_id, inputs.pool),
+            seen=inputs.seen,
         )
         fitted, seed = plan.fitted, plan.seed
-        evaluation = fitted.evaluation if fitted else None
-        with watch.stage("evaluate"):
-            measured = measure(fitted.head, table, labels) if fitted else None
-            expected = float(plan.scores.probabilities.max(axis=1).mean()) if plan.scores and plan.pool else None
-            curve = self._curve(project, backbone, previous, len(labeled), measured, expected)
-            outlook = foresee(
-                curve if fitted and plan.pool else [],
-                target=self._settings.target_accuracy,
-                horizon=self._settings.window_size,
-                n_unlabeled=len(plan.pool),
-            )
-            suspects = list_suspects(plan, table, labels, confirmed=confirmed)
+        if fitted is not None:
+            self._fits[project_id] = ref(inputs.pool), fitted
         entries = self._entries(config, plan)
         version = self._registry.new_version(project_id, len(labeled), self._now())
         record = VersionRecord(
@@ -168,13 +128,10 @@ class Trainer:
             labels_used=len(labeled),
             labels_by_class=dict(Counter(labels.labels[task_id] for task_id in labeled)),
             ignored_labels={str(task_id): reason for task_id, reason in self._ignored(labels, table).items()},
-            accuracy=measured.accuracy if measured else evaluation.accuracy if evaluation else None,
-            accuracy_kind=measured.kind if measured else _how_cross_validated(evaluation, current.seen),
-            log_loss=evaluation.log_loss if evaluation else None,
             strength=fitted.head.strength if fitted else None,
             acquisition=self._settings.acquisition,
-            backbone=backbone.name,
-            fingerprint=backbone.fingerprint,
+            backbone=inputs.backbone.name,
+            fingerprint=inputs.backbone.fingerprint,
             random_state=self._settings.random_state,
             pool_size=len(plan.pool),
             window=[entry.task_id for entry in entries],
@@ -182,25 +139,13 @@ class Trainer:
             seed_strategy=seed.strategy if seed else None,
             seed_engine=seed.engine if seed else None,
             seed_engine_reason=seed.reason if seed else None,
-            inputs_digest=digest,
+            inputs_digest=inputs.digest,
             stage_seconds=watch.seconds,
-            accuracy_interval=list(measured.interval) if measured else None,
-            cross_validated_accuracy=evaluation.accuracy if evaluation else None,
-            expected_accuracy=expected,
-            validation_filter=str(wanted) if wanted else None,
-            validation_tasks=len((split.task_ids if split else frozenset()).union(labels.validation)),
-            validation_labels=measured.n_tasks if measured else 0,
-            validation_note=(
-                describe(wanted, labels, split, measured, n_others=len(labeled) + len(plan.pool)) if wanted else None
-            ),
-            learning_curve=[asdict(point) for point in curve],
-            forecast=outlook,
-            n_suspects=len(suspects),
-            suspects=suspects[:MAX_SUSPECTS],
-            calibration_error=evaluation.calibration_error if evaluation else None,
-            temperature=fitted.temperature if fitted else None,
-            detail_weight=fitted.detail_weight if fitted else None,
+            validation_filter=str(wanted) if (wanted := self._settings.validation_filter) else None,
+            temperature=fitted.settings.temperature if fitted else None,
+            detail_weight=fitted.settings.detail_weight if fitted else None,
         )
+        record = replace(record, **carried_evaluation(previous or self._registry.newest_record(project_id), record))
         with watch.stage("save"):
             self._registry.save(record, fitted.head if fitted else None)
         with watch.stage("push"):
@@ -210,52 +155,15 @@ class Trainer:
             lock.check()
             self._registry.publish(project_id, version)
         logger.info(
-            "retrained project=%d version=%s labels=%d pool=%d accuracy=%s took=%.2fs (%s)",
-            project_id, version, len(labeled), len(plan.pool),
-            "-" if record.accuracy is None else f"{record.accuracy:.2f}", watch.total, watch,
+            "retrained project=%d version=%s labels=%d pool=%d took=%.2fs (%s)",
+            project_id, version, len(labeled), len(plan.pool), watch.total, watch,
         )  # fmt: skip
-        said_before = previous.forecast if previous else None
-        if outlook and outlook["verdict"] != (said_before or {}).get("verdict"):
-            logger.info("outlook project=%d verdict=%s: %s", project_id, outlook["verdict"], outlook["suggestion"])
         return record
 
-    def _curve(
-        self,
-        project: Project,
-        backbone: Backbone,
-        previous: VersionRecord | None,
-        n_labels: int,
-        measured: Measurement | None,
-        expected: float | None,
-    ) -> list[CurvePoint]:
-        """The learning curve up to this version, handed from record to record, for old records are pruned."""
-        wanted = self._settings.validation_filter
-        # A published record that cannot be read costs no history: that of the version before is nearly the same.
-        before = previous or self._registry.newest_record(project.id)
-        if before is not None and not same_labels_offered(before.label_config, project.label_config):
-            before = None
-        carried = carried_curve(
-            before, fingerprint=backbone.fingerprint, validation_filter=str(wanted) if wanted else None
-        )
-        new = []
-        if measured is not None and n_labels:
-            new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
-        if expected is not None and n_labels:
-            new.append(CurvePoint("expected", n_labels, expected, n_labels))
-        return extended_curve(carried, new)
-
-    def _table(
-        self, project_id: int, backbone: Backbone, annotated: Sequence[AnnotatedTask], labels: TrainingLabels
-    ) -> EmbeddingTable:
-        """The project's embeddings, with those of labeled tasks that came faster than the embedding jobs."""
-        table = self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
-        unknown = missing_tasks(table, [item.task for item in annotated if item.task.id in labels.labels])
-        if not unknown:
-            return table
-        self._embedder.embed_now(project_id, unknown[:EMBED_IN_JOB], backbone)
-        if len(unknown) > EMBED_IN_JOB:
-            self._jobs.request_embedding(project_id)
-        return self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
+    def _start(self, project_id: int, pool: Pool) -> FitResult | None:
+        """The last fit, if it was made on the same pool."""
+        known = self._fits.get(project_id)
+        return known[1] if known is not None and known[0]() is pool else None
 
     def _previous_seed(self, previous: VersionRecord | None, backbone: Backbone) -> Seed | None:
         """The first batch of the published version, if it was chosen from embeddings of the same backbone.
@@ -286,30 +194,6 @@ class Trainer:
         self._label_studio.push_predictions(project_id, version, entries)
         self._label_studio.activate_version(project_id, version)
 
-    def _digest(
-        self,
-        project: Project,
-        backbone: Backbone,
-        annotated: Sequence[AnnotatedTask],
-        table: EmbeddingTable,
-        labels: TrainingLabels,
-    ) -> str:
-        """Identity of everything a version is made from: equal digests would give an equal version."""
-        annotations = sorted(
-            (item.task.id, annotation.id, annotation.updated_at, annotation.was_cancelled, annotation.ground_truth)
-            for item in annotated
-            for annotation in item.annotations
-        )
-        settings = self._settings
-        facts = [
-            project.label_config, annotations, backbone.fingerprint,
-            settings.seed_strategy, settings.seed_size, settings.acquisition, settings.window_size,
-            settings.random_state, str(settings.validation_filter), sorted(labels.reserved), settings.target_accuracy,
-        ]  # fmt: skip
-        digest = hashlib.sha256(json.dumps(facts).encode())
-        digest.update(table.digest.encode())
-        return digest.hexdigest()[:32]
-
     @staticmethod
     def _ignored(labels: TrainingLabels, table: EmbeddingTable) -> Mapping[int, str]:
         """Why some answered tasks are not trained on: no usable label, or no usable image."""
@@ -321,8 +205,11 @@ class Trainer:
         return {**labels.ignored, **broken}
 
 
-def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:
-    if evaluation is None or not seen:
-        return CROSS_VALIDATED if evaluation else None
-    which = f"the {evaluation.n_evaluated} labeled tasks that the fine-tuned backbone was not trained on"
-    return f"cross-validated on {which}, {_LABELED_BECAUSE_HARD}"
+def _chosen(previous: VersionRecord | None, backbone: Backbone) -> Chosen | None:
+    """The settings that the evaluation of an earlier version chose for the heads after it."""
+    if previous is None or not previous.chosen or previous.fingerprint != backbone.fingerprint:
+        return None
+    try:
+        return Chosen(HeadSettings(**previous.chosen), previous.evaluated_labels)
+    except TypeError:  # of a release with other settings
+        return None

@@ -29,7 +29,7 @@ def test_a_wrong_label_is_suspected_until_it_is_corrected_or_confirmed(
     ]
     project.stack.call("POST", f"/api/projects/{project.id}/import", json=tasks)
     services.connector.connect(project.id)
-    status = project.wait(lambda status: status["labels_used"] == 18)
+    status = project.wait(lambda status: status["accuracy_labels"] == 18)
     (first,) = (task for task in project.tasks() if task["data"]["number"] == 0)
     wrong, other, right = first["id"], "blue", "red"
     link = f"{project.stack.facts['label_studio_url']}/projects/{project.id}/data?task={wrong}"
@@ -121,7 +121,8 @@ def test_the_validation_split_measures_and_is_never_asked_for(split: Split) -> N
     assert "Label Tasks As Displayed" in str(cure)
     for task_id in (*seed.window, *split.validation):
         project.annotate(task_id, colour_of(project, task_id))
-    model = services.trainer.retrain(project.id)
+    assert services.trainer.retrain(project.id) is not None
+    model = services.evaluator.evaluate(project.id)
     assert model is not None
     assert (model.labels_used, model.validation_labels, model.validation_tasks) == (len(seed.window), 6, 6)
     assert model.accuracy_kind == "measured on 6 validation tasks"
@@ -140,7 +141,8 @@ def test_ground_truth_annotations_measure(split: Split) -> None:
     marked = list(made)[:4]
     for task_id in marked:
         project.stack.call("PATCH", f"/api/annotations/{made[task_id]}/", json={"ground_truth": True})
-    record = services.trainer.retrain(project.id)
+    assert services.trainer.retrain(project.id) is not None
+    record = services.evaluator.evaluate(project.id)
     assert record is not None
     assert (record.labels_used, record.accuracy_kind) == (8, "measured on 4 validation tasks")
     assert set(record.window) == split.validation

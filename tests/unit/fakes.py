@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from PIL import Image
 
 from backend.adapters.backbones import Backbone
@@ -414,8 +415,11 @@ def label(world: World, **labels: Sequence[int]) -> None:
             world.label_studio.annotate(1, task_id, name)
 
 
-def retrain(world: World) -> VersionRecord:
-    """The new version of project 1, which there must be."""
-    record = world.services.trainer.retrain(1)
+def retrain(world: World, project_id: int = 1) -> VersionRecord:
+    """The new version of the project, which there must be, evaluated whatever else waits."""
+    assert world.services.trainer.retrain(project_id) is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.jobs, "retrain_waits", lambda: False)
+        record = world.services.evaluator.evaluate(project_id)
     assert record is not None
     return record

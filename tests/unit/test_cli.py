@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import CREATED, LABEL_CONFIG, World, rgb
+from fakes import CREATED, LABEL_CONFIG, World, retrain, rgb
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -167,7 +167,7 @@ def mislabeled(built: World) -> World:
     built.embed_all()
     for task_id in range(1, 22):
         built.label_studio.annotate(1, task_id, "cat" if 1 < task_id <= 11 else "dog")
-    assert built.services.trainer.retrain(1) is not None
+    retrain(built)
     return built
 
 
@@ -206,7 +206,7 @@ def test_no_suspects_is_said(mislabeled: World) -> None:
     """The one wrong label is corrected: looked at all, suspected none."""
     mislabeled.label_studio.withdraw(1, 1)
     mislabeled.label_studio.annotate(1, 1, "cat")
-    assert mislabeled.services.trainer.retrain(1) is not None
+    retrain(mislabeled)
     assert run("suspects", "1").output.startswith("0 of 21 labels suspected in v0002-21labels-")
 
 

@@ -17,6 +17,7 @@ from rq.serializers import JSONSerializer
 from backend.adapters import jobs as jobs_module
 from backend.adapters.jobs import (
     EMBED_QUEUE,
+    EVALUATE_QUEUE,
     FINETUNE_LOCK,
     FINETUNE_QUEUE,
     QUEUES,
@@ -265,8 +266,8 @@ def test_retraining_comes_before_embedding(jobs: Jobs) -> None:
     jobs.request_reconciliation(3)
     jobs.request_pruning(3)
     jobs.request_retrain(3)
-    assert [queue.name for queue in jobs.queues()] == list(QUEUES) == [RETRAIN_QUEUE, EMBED_QUEUE]
-    assert jobs.queue_depths() == {RETRAIN_QUEUE: 1, EMBED_QUEUE: 3, FINETUNE_QUEUE: 0}
+    assert [queue.name for queue in jobs.queues()] == list(QUEUES) == [RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE]
+    assert jobs.queue_depths() == {RETRAIN_QUEUE: 1, EVALUATE_QUEUE: 0, EMBED_QUEUE: 3, FINETUNE_QUEUE: 0}
     assert waiting(jobs, EMBED_QUEUE) == [
         f"backend.worker.{work}(3,)" for work in ("plan_embedding", "reconcile", "prune")
     ]
@@ -382,7 +383,7 @@ def test_fine_tuning_waits_in_a_queue_of_its_own(jobs: Jobs) -> None:
     """No worker of labels takes it, it has hours instead of half an hour, and one request is one job."""
     job = jobs.request_finetuning(3)
     assert jobs.request_finetuning(3) == job
-    assert [queue.count for queue in jobs.queues()] == [0, 0]
+    assert [queue.count for queue in jobs.queues()] == [0, 0, 0]
     (queue,) = jobs.queues((FINETUNE_QUEUE,))
     assert [(waiting.func_name, waiting.args, waiting.timeout) for waiting in queue.jobs] == [
         ("backend.worker.finetune", [3], 6 * 3600)
@@ -408,6 +409,8 @@ CALLS: dict[str, Any] = {
     "request_retrain": lambda jobs: jobs.request_retrain(3),
     "request_embedding": lambda jobs: jobs.request_embedding(3),
     "request_reconciliation": lambda jobs: jobs.request_reconciliation(3),
+    "request_evaluation": lambda jobs: jobs.request_evaluation(3),
+    "retrain_waits": lambda jobs: jobs.retrain_waits(),
     "request_pruning": lambda jobs: jobs.request_pruning(3),
     "request_finetuning": lambda jobs: jobs.request_finetuning(3),
     "finetuning": lambda jobs: jobs.finetuning(3),

@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from backend.errors import FitInterruptedError
 from backend.learning import head as head_module
+from backend.learning import pool as pool_module
+from backend.learning import spreading
 from backend.learning.features import FeatureSpace, normalise, plain_space, pool_space
-from backend.learning.head import DEFAULT_STRENGTH, STRENGTHS, FitResult, Head
+from backend.learning.head import DEFAULT_STRENGTH, STRENGTHS, FitResult, Head, HeadSettings
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 
 
@@ -350,7 +353,7 @@ def test_more_labels_than_axes_see_all_axes(monkeypatch):
     random = np.random.default_rng(0)
     embeddings = random.normal(size=(400, 6)) * [5, 5, 5, 5, 5, 0.5] + [0, 0, 0, 0, 20, 0]
     labels = np.where(embeddings[:, 5] > 0, "a", "b")
-    monkeypatch.setattr(head_module, "LEAST_AXES", 2)
+    monkeypatch.setattr(pool_module, "LEAST_AXES", 2)
     head = head_module.fit_and_evaluate(Pool(embeddings), np.arange(300), labels[:300].tolist(), random_state=0).head
     assert np.mean(np.array(head.classes)[head.predict_proba(embeddings).argmax(axis=1)] == labels) > 0.9
 
@@ -358,11 +361,11 @@ def test_more_labels_than_axes_see_all_axes(monkeypatch):
 def test_soft_rows_fade_and_go(monkeypatch):
     """With labels enough none are spread: without entropies the head is that of the labels alone."""
     embeddings, labels = clusters({"a": 120, "b": 120}, n_features=4, noise=2.0)
-    monkeypatch.setattr(head_module, "entry_points", None)
+    monkeypatch.setattr(Pool, "entry_points", None)
     monkeypatch.setattr(head_module, "ENTROPY_WEIGHT", 0.0)
     result = fit_and_evaluate(embeddings, labels, unlabeled=clusters({"x": 50}, n_features=4)[0], strengths=[10.0])
     alone = head_module.fit_head(embeddings, labels, space=result.head.space, strength=10.0)
-    np.testing.assert_allclose(result.head.weights * result.temperature, alone.weights, atol=1e-3)
+    np.testing.assert_allclose(result.head.weights * result.settings.temperature, alone.weights, atol=1e-3)
 
 
 @pytest.mark.parametrize(("telling", "weight"), [("thing", 0.0), ("detail", 0.35)])
@@ -375,7 +378,7 @@ def test_labels_decide_how_much_details_count(telling, weight):
     things, details = (signal, noise) if telling == "thing" else (noise, signal)
     unit = [block / np.linalg.norm(block, axis=1, keepdims=True) for block in (things, details)]
     pool = Pool(np.hstack(unit), n_details=8)
-    assert head_module.fit_and_evaluate(pool, np.arange(24), labels, random_state=0).detail_weight == weight
+    assert head_module.fit_and_evaluate(pool, np.arange(24), labels, random_state=0).settings.detail_weight == weight
 
 
 def test_labels_in_the_order_of_their_classes_still_decide(monkeypatch):
@@ -386,14 +389,14 @@ def test_labels_in_the_order_of_their_classes_still_decide(monkeypatch):
     unit = [block / np.linalg.norm(block, axis=1, keepdims=True) for block in (random.normal(size=(80, 8)), details)]
     labels = ["a"] * 40 + ["b"] * 40
     pool = Pool(np.hstack(unit), n_details=8)
-    assert head_module.fit_and_evaluate(pool, np.arange(80), labels, random_state=0).detail_weight == 0.35
+    assert head_module.fit_and_evaluate(pool, np.arange(80), labels, random_state=0).settings.detail_weight == 0.35
 
 
 def test_one_label_of_each_class_says_nothing_about_details():
     """Nothing could be predicted from the others, so details keep the weight they have before any label."""
     pool = Pool(np.random.default_rng(0).normal(size=(20, 6)), n_details=3)
     result = head_module.fit_and_evaluate(pool, [0, 1, 2], ["a", "b", "c"], random_state=0)
-    assert result.detail_weight == DEFAULT_DETAIL_WEIGHT
+    assert result.settings.detail_weight == DEFAULT_DETAIL_WEIGHT
     np.testing.assert_allclose(result.head.space.scale, [1, 1, 1, 0.15, 0.15, 0.15])
 
 
@@ -423,7 +426,7 @@ def test_probabilities_fit_held_out_labels():
     wrong = random.permutation(300)[:100]
     noisy[wrong] = np.where(noisy[wrong] == "a", "b", "a")
     result = fit_and_evaluate(embeddings, noisy.tolist(), strengths=[100.0])
-    assert result.temperature > 1
+    assert result.settings.temperature > 1
     assert result.evaluation.calibration_error < 0.1
     assert result.evaluation.probabilities.max(axis=1).mean() == pytest.approx(2 / 3, abs=0.08)
 
@@ -474,3 +477,80 @@ def test_labels_a_backbone_was_fine_tuned_on_are_never_held_out():
     assert not np.isnan(result.evaluation.probabilities[~seen]).any()
     nothing_left = fit_and_evaluate(embeddings, labels, random_state=0, never_held_out=np.ones(24, dtype=bool))
     assert nothing_left.evaluation is None
+
+
+def test_a_fit_that_starts_from_the_last_one_ends_where_a_fresh_one_does(monkeypatch):
+    """A label more: the same probabilities to a few thousandths, in fewer steps."""
+    random = np.random.default_rng(0)
+    middles = random.normal(size=(4, 40))
+    truth = np.repeat(np.arange(4), 75)
+    embeddings = middles[truth] + 1.5 * random.normal(size=(300, 40))
+    order = random.permutation(300)
+    names = [str(label) for label in truth[order]]
+    pool, chosen = Pool(embeddings), HeadSettings(strength=10.0, temperature=1.3)
+    n_steps = []
+    minimize = head_module.minimize
+
+    def counted(*args, **options):
+        result = minimize(*args, **options)
+        n_steps.append(result.nfev)
+        return result
+
+    monkeypatch.setattr(head_module, "minimize", counted)
+    before = head_module.fit(pool, order[:60], names[:60], chosen)
+    n_steps.clear()
+    warm = head_module.fit(pool, order[:61], names[:61], chosen, start=before)
+    n_warm = sum(n_steps)
+    fresh = head_module.fit(pool, order[:61], names[:61], chosen)
+    assert n_warm < 0.7 * (sum(n_steps) - n_warm)
+    np.testing.assert_allclose(warm.head.predict_proba(embeddings), fresh.head.predict_proba(embeddings), atol=0.01)
+
+
+@pytest.mark.parametrize("change", ["another class", "another space"])
+def test_a_start_that_does_not_fit_is_left_aside(change):
+    """It has other columns, or lies along other axes: the result is that of no start at all, exactly."""
+    embeddings, labels = clusters({"a": 12, "b": 12, "c": 12})
+    pool, rows = Pool(embeddings, n_details=10), np.arange(36)
+    before = head_module.fit(pool, rows[:24], labels[:24], HeadSettings())
+    if change == "another class":
+        start, wanted = before, (rows, labels, HeadSettings())
+    else:
+        start, wanted = before, (rows[:24], labels[:24], HeadSettings(detail_weight=0.35))
+    warm, fresh = (head_module.fit(pool, *wanted, start=given) for given in (start, None))
+    np.testing.assert_array_equal(warm.head.weights, fresh.head.weights)
+
+
+def test_a_fit_can_be_interrupted():
+    """Asked again and again while it works, and given up as soon as the answer is yes."""
+    embeddings, labels = clusters({"a": 12, "b": 12})
+    asked = []
+
+    def interrupted() -> bool:
+        asked.append(True)
+        return len(asked) == 5
+
+    with pytest.raises(FitInterruptedError):
+        head_module.choose_settings(Pool(embeddings), np.arange(24), labels, random_state=0, interrupted=interrupted)
+    assert len(asked) == 5
+
+
+def test_labels_outside_the_graph_are_looked_up_once(monkeypatch):
+    """In a large pool a label enters at the nearest nodes; a label more costs one look-up, and changes no other."""
+    monkeypatch.setattr(spreading, "MAX_NODES", 30)
+    embeddings, _ = clusters({"a": 60, "b": 60})
+    pool = Pool(embeddings)
+    rows = np.arange(0, 120, 7)
+    looked_up = []
+    nearest = spreading._nearest
+
+    def counted(features, *args, **options):
+        looked_up.append(len(features))
+        return nearest(features, *args, **options)
+
+    graph = pool.graph(0.15)
+    expected = spreading.entry_points(graph, rows, pool.features(0.15)[rows]).toarray()
+    monkeypatch.setattr(spreading, "_nearest", counted)
+    pool.entry_points(0.15, rows[:-1])
+    found = pool.entry_points(0.15, rows).toarray()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert sum(looked_up) == np.sum(~np.isin(rows, graph.rows))

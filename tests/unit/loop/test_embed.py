@@ -21,7 +21,7 @@ def pictures(world: World) -> World:
 
 def work(world: World) -> None:
     """Does the waiting embedding jobs, as a worker does, until none is left."""
-    queue = world.jobs.queues()[1]
+    queue = world.jobs.queues()[-1]
     while queue.count:
         job = queue.jobs[0]
         queue.pop_job_id()

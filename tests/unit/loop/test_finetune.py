@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import CREATED, LABEL_CONFIG, TinyBackbone, World, build_world, rgb
+from fakes import CREATED, LABEL_CONFIG, TinyBackbone, World, build_world, retrain, rgb
 
 from backend.errors import BackendError, FinetuningError
-from backend.loop.train import CROSS_VALIDATED
-from backend.schema import FinetuningRecord, ValidationFilter, VersionRecord
+from backend.loop.evaluate import CROSS_VALIDATED
+from backend.schema import FinetuningRecord, ValidationFilter
 
 N_TASKS, N_LABELS = 50, 30
 SHARP = (1.0, 1.0, 0.02)
@@ -38,12 +38,6 @@ def annotate(world: World, task_ids: range) -> None:
 def finetune(world: World, weights: tuple[float, ...] | BaseException = SHARP) -> FinetuningRecord | None:
     world.backbone.tuned_weights = weights
     return world.services.finetuner.finetune(1)
-
-
-def retrain(world: World) -> VersionRecord:
-    record = world.services.trainer.retrain(1)
-    assert record is not None
-    return record
 
 
 def kept(world: World) -> FinetuningRecord:
@@ -167,7 +161,7 @@ def test_with_train_head_nothing_is_new(project: World) -> None:
     record = retrain(plain)
     assert record.fingerprint == "f00d"
     assert record.accuracy_kind == CROSS_VALIDATED
-    assert plain.waiting() == ["prune(1)"]
+    assert plain.waiting() == ["evaluate(1)", "prune(1)"]
     assert plain.services.finetuner.finetune(1) is None
     assert plain.services.status.project(1)["finetuning"] is None
 

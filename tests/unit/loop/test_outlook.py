@@ -235,7 +235,7 @@ def test_no_more_labels_are_promised_than_images_are_left() -> None:
 
 def test_a_new_verdict_is_logged_once(animals: World, caplog: pytest.LogCaptureFixture) -> None:
     """Unknown with the first model, and with the second: one line."""
-    caplog.set_level("INFO", "backend.loop.train")
+    caplog.set_level("INFO", "backend.loop.evaluate")
     label(animals, cat=[1, 2], dog=[13, 14])
     retrain(animals)
     label(animals, cat=[3])
@@ -327,7 +327,7 @@ def test_wrong_labels_of_the_validation_split_are_suspected_too(animals: World) 
 
 def test_only_so_many_suspects_are_kept_and_all_are_counted(mislabeled: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The record stays small."""
-    monkeypatch.setattr("backend.loop.train.MAX_SUSPECTS", 0)
+    monkeypatch.setattr("backend.loop.evaluate.MAX_SUSPECTS", 0)
     record = retrain(mislabeled)
     assert (record.n_suspects, list(record.suspects)) == (1, [])
     assert outlook.MAX_SUSPECTS == 50

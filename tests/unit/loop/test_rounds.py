@@ -76,7 +76,7 @@ def test_the_window_is_the_strategy_s_batch(table: EmbeddingTable, acquisition: 
         candidates=np.arange(10, 30),
         probabilities=head.predict_proba(table.embeddings[10:]),
         out_of_fold=made.fitted.evaluation.probabilities,
-        typicality=Pool(table.embeddings).typicality(made.fitted.detail_weight)[10:],
+        typicality=Pool(table.embeddings).typicality(made.fitted.settings.detail_weight)[10:],
     )
     expected = next_batch(acquisition, state, budget=20, random_state=0)
     assert ids(made) == [110 + position for position in expected]

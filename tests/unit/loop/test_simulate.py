@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import LABEL_CONFIG, TinyBackbone, World, rgb
+from fakes import LABEL_CONFIG, TinyBackbone, World, retrain, rgb
 from PIL import Image
 
 from backend.config import Settings
@@ -75,8 +75,7 @@ def test_default_is_what_the_service_does(world: World, acquisition: str) -> Non
     for n_labels in range(1, budgets[-1] + 1):
         task_id = world.label_studio.served_order(1)[0]
         world.label_studio.annotate(1, task_id, truth[task_id - 1])
-        record = world.services.trainer.retrain(1)
-        assert record is not None
+        record = retrain(world)
         if n_labels in budgets:
             assert simulation.accuracy(world.registry.head(record)) == simulated[n_labels], n_labels
     assert len(set(simulated.values())) > 1, "the accuracies differ, so that the comparison says something"

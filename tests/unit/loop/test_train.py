@@ -7,11 +7,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from fakes import FakeLabelStudio, TinyBackbone, World, build_world, rgb
+from fakes import FakeLabelStudio, TinyBackbone, World, build_world, retrain, rgb
 
 from backend.adapters.jobs import Jobs
 from backend.errors import LabelingConfigError, LabelStudioError, LockLostError, ProjectNotFoundError
-from backend.schema import VersionRecord
 
 CATS, DOGS = (1, 2, 3, 4), (5, 6, 7, 8)
 REDS = [rgb(255 - 20 * number, 0, 9 * number) for number in range(4)]
@@ -24,12 +23,6 @@ def animals(world: World) -> World:
     world.label_studio.add_project(1, [*REDS, *GREENS])
     world.embed_all()
     return world
-
-
-def retrain(world: World, project_id: int = 1) -> VersionRecord:
-    record = world.services.trainer.retrain(project_id)
-    assert record is not None
-    return record
 
 
 def label(world: World, **labels: Any) -> None:
@@ -404,13 +397,14 @@ def test_a_label_given_while_reading_is_in_the_follow_up(animals: World, monkeyp
     assert animals.jobs.wait_for_retrain(1, tickets[0], 0)
 
 
-def test_each_new_version_asks_for_pruning(animals: World) -> None:
-    """Old predictions go in a job of their own, never in the labeler's way; nothing new, nothing to prune."""
-    retrain(animals)
-    assert animals.waiting() == ["prune(1)"]
+def test_each_new_version_asks_for_its_evaluation_and_for_pruning(animals: World) -> None:
+    """Both in jobs of their own, never in the labeler's way; nothing new, nothing to do."""
+    animals.services.trainer.retrain(1)
+    assert animals.waiting() == ["evaluate(1)", "prune(1)"]
+    animals.jobs.begin(1, "evaluate")
     animals.jobs.begin(1, "prune")
     animals.services.trainer.retrain(1)
-    assert animals.waiting() == ["prune(1)"]
+    assert animals.waiting() == ["evaluate(1)", "prune(1)"]
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------

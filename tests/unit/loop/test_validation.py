@@ -14,8 +14,8 @@ from backend.errors import SettingsError
 from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.learning.intervals import wilson_interval
+from backend.loop.evaluate import CROSS_VALIDATED
 from backend.loop.score import LAST
-from backend.loop.train import CROSS_VALIDATED
 from backend.loop.validation import Measurement, describe, keep_aside, measure
 from backend.schema import (
     AnnotatedTask,
@@ -303,7 +303,7 @@ def test_a_retrain_reads_the_pool_once_after_the_filter_changed_and_never_again(
     assert split.label_studio.asked.count("tasks") == 1
     split.label_studio.asked.clear()
     label(split, cat=[3, 5])
-    retrain(split)
+    assert split.services.trainer.retrain(1) is not None
     assert split.label_studio.asked == ["project", "annotated_tasks", "push_predictions", "activate_version"]
 
 

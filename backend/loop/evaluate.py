@@ -1,0 +1,161 @@
+"""Evaluate: how good the published version is, what more labels would give, and how the next head is to be made.
+
+Nobody waits for it: a label is in a published version first, and judged after. What a version says of its accuracy is
+until then what the version before it said.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import Any
+
+from backend.adapters.jobs import Jobs
+from backend.adapters.registry import Registry
+from backend.config import Settings
+from backend.errors import FitInterruptedError, VersionNotFoundError
+from backend.learning.head import CrossValidation
+from backend.loop.inputs import InputReader
+from backend.loop.outlook import (
+    MAX_SUSPECTS,
+    carried_curve,
+    extended_curve,
+    foresee,
+    list_suspects,
+    same_labels_offered,
+)
+from backend.loop.rounds import Stopwatch, evaluate_labels, unlabeled
+from backend.loop.validation import describe, measure
+from backend.schema import CurvePoint, VersionRecord
+
+logger = logging.getLogger(__name__)
+
+_LABELED_BECAUSE_HARD = (
+    "which were chosen because they are hard: usually pessimistic, and not to be compared from version to version"
+)
+CROSS_VALIDATED = f"cross-validated on the labeled tasks, {_LABELED_BECAUSE_HARD}"
+
+_CARRIED = (
+    "accuracy", "accuracy_kind", "accuracy_interval", "log_loss", "cross_validated_accuracy", "calibration_error",
+    "expected_accuracy", "validation_tasks", "validation_labels", "validation_note", "forecast", "n_suspects",
+    "suspects", "chosen", "evaluated_labels", "evaluated_version",
+)  # fmt: skip
+
+
+def carried_evaluation(previous: VersionRecord | None, record: VersionRecord) -> dict[str, Any]:
+    """The fields of a new record that stay what the version before said until the new one is evaluated.
+
+    Nothing is carried on from another backbone, validation split or set of labels.
+    """
+    if previous is None or not same_labels_offered(previous.label_config, record.label_config):
+        return {}
+    curve = carried_curve(previous, fingerprint=record.fingerprint, validation_filter=record.validation_filter)
+    carried: dict[str, Any] = {"learning_curve": [asdict(point) for point in curve]}
+    same_split = previous.validation_filter == record.validation_filter
+    if record.kind == previous.kind and previous.fingerprint == record.fingerprint and same_split:
+        carried |= {name: getattr(previous, name) for name in _CARRIED}
+    return carried
+
+
+class Evaluator:
+    """Judges what is published."""
+
+    def __init__(self, *, jobs: Jobs, registry: Registry, inputs: InputReader, settings: Settings) -> None:
+        self._jobs = jobs
+        self._registry = registry
+        self._inputs = inputs
+        self._settings = settings
+
+    def evaluate(self, project_id: int) -> VersionRecord | None:
+        """The published record with its evaluation; None when there is nothing to do, or something more urgent.
+
+        A label that comes meanwhile interrupts it, and it is asked for again.
+        """
+        self._jobs.begin(project_id, "evaluate")
+        record = self._registry.published_record(project_id)
+        if record is None or record.evaluated_version == record.version:
+            return None
+        watch = Stopwatch()
+        inputs = self._inputs.read(project_id, watch)
+        if inputs.backbone.fingerprint != record.fingerprint:
+            return None  # another backbone since: the retrain that follows makes another version
+        try:
+            head = self._registry.head(record)
+        except VersionNotFoundError as exc:
+            logger.error("not evaluated project=%d version=%s: %s", project_id, record.version, exc)
+            return None
+        try:
+            with watch.stage("cross_validate"):
+                chosen, evaluation = None, None
+                if head is not None:
+                    chosen, evaluation = evaluate_labels(
+                        inputs.table,
+                        inputs.pool,
+                        inputs.labels,
+                        self._settings,
+                        seen=inputs.seen,
+                        interrupted=self._jobs.retrain_waits,
+                    )
+        except FitInterruptedError:
+            self._jobs.request_evaluation(project_id)
+            return None
+        wanted, labels, table = self._settings.validation_filter, inputs.labels, inputs.table
+        n_labels = len(inputs.labeled)
+        with watch.stage("measure"):
+            pool = unlabeled(table, labels)
+            measured = measure(head, table, labels) if head else None
+            expected = None
+            if head is not None and pool:
+                expected = float(head.predict_proba(table.embeddings[table.rows_of(pool)]).max(axis=1).mean())
+            new = []
+            if measured is not None and n_labels:
+                new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
+            if expected is not None and n_labels:
+                new.append(CurvePoint("expected", n_labels, expected, n_labels))
+            carried = carried_curve(record, fingerprint=record.fingerprint, validation_filter=record.validation_filter)
+            curve = extended_curve(carried, new)
+            outlook = foresee(
+                curve if head and pool else [],
+                target=self._settings.target_accuracy,
+                horizon=self._settings.window_size,
+                n_unlabeled=len(pool),
+            )
+            suspects = list_suspects(head, inputs.labeled, evaluation, table, labels, confirmed=inputs.confirmed)
+        judged = replace(
+            record,
+            accuracy=measured.accuracy if measured else evaluation.accuracy if evaluation else None,
+            accuracy_kind=measured.kind if measured else _how_cross_validated(evaluation, inputs.seen),
+            accuracy_interval=list(measured.interval) if measured else None,
+            log_loss=evaluation.log_loss if evaluation else None,
+            cross_validated_accuracy=evaluation.accuracy if evaluation else None,
+            calibration_error=evaluation.calibration_error if evaluation else None,
+            expected_accuracy=expected,
+            validation_tasks=len((inputs.split.task_ids if inputs.split else frozenset()).union(labels.validation)),
+            validation_labels=measured.n_tasks if measured else 0,
+            validation_note=(
+                describe(wanted, labels, inputs.split, measured, n_others=n_labels + len(pool)) if wanted else None
+            ),
+            learning_curve=[asdict(point) for point in curve],
+            forecast=outlook,
+            n_suspects=len(suspects),
+            suspects=suspects[:MAX_SUSPECTS],
+            chosen=asdict(chosen.settings) if chosen else None,
+            evaluated_labels=n_labels,
+            evaluated_version=record.version,
+        )
+        self._registry.update(judged)
+        logger.info(
+            "evaluated project=%d version=%s labels=%d accuracy=%s took=%.2fs (%s)",
+            project_id, record.version, n_labels,
+            "-" if judged.accuracy is None else f"{judged.accuracy:.2f}", watch.total, watch,
+        )  # fmt: skip
+        if outlook and outlook["verdict"] != (record.forecast or {}).get("verdict"):
+            logger.info("outlook project=%d verdict=%s: %s", project_id, outlook["verdict"], outlook["suggestion"])
+        return judged
+
+
+def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:
+    if evaluation is None or not seen:
+        return CROSS_VALIDATED if evaluation else None
+    which = f"the {evaluation.n_evaluated} labeled tasks that the fine-tuned backbone was not trained on"
+    return f"cross-validated on {which}, {_LABELED_BECAUSE_HARD}"

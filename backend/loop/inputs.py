@@ -1,0 +1,143 @@
+"""What a version is made from: the labels, the embeddings, and what identifies both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backend.adapters.backbones import Backbone
+from backend.adapters.embedding_store import EmbeddingTable
+from backend.adapters.jobs import Jobs
+from backend.adapters.label_studio import LabelStudioClient
+from backend.adapters.registry import Registry
+from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
+from backend.config import Settings
+from backend.learning.pool import Pool
+from backend.loop.backbones import BACKBONE_WARNING, ProjectBackbones
+from backend.loop.embed import Embedder, missing_tasks
+from backend.loop.projects import register_project
+from backend.loop.rounds import Pools, Stopwatch, trainable
+from backend.loop.validation import keep_aside
+from backend.schema import AnnotatedTask, Project, TrainingLabels, ValidationSplit
+
+EMBED_IN_JOB = 256
+"""Labeled tasks without embedding that a retrain embeds itself; more than that wait for the embedding jobs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything a version of a project is made from, read at one time.
+
+    confirmed: tasks whose label two annotations give.
+    split: the validation split as last listed; None without a filter that looks at data.
+    labeled: tasks with a label and an embedding, ascending.
+    seen: tasks whose labels the backbone was fine-tuned on.
+    digest: equal digests would give an equal version.
+    """
+
+    project: Project
+    config: ChoicesConfig
+    labels: TrainingLabels
+    confirmed: frozenset[int]
+    split: ValidationSplit | None
+    table: EmbeddingTable
+    pool: Pool
+    labeled: Sequence[int]
+    backbone: Backbone
+    seen: frozenset[int]
+    digest: str
+
+
+class InputReader:
+    """Reads the inputs; what is computed from all images is kept between calls."""
+
+    def __init__(
+        self,
+        *,
+        label_studio: LabelStudioClient,
+        jobs: Jobs,
+        registry: Registry,
+        embedder: Embedder,
+        backbones: ProjectBackbones,
+        settings: Settings,
+    ) -> None:
+        self._label_studio = label_studio
+        self._jobs = jobs
+        self._registry = registry
+        self._embedder = embedder
+        self._backbones = backbones
+        self._settings = settings
+        self._pools = Pools()
+
+    def read(self, project_id: int, watch: Stopwatch) -> Inputs:
+        """The inputs as they are now; labeled images that nobody embedded yet are embedded."""
+        # Asked once: it may change at any time, and all of a version is made with the same.
+        current = self._backbones.current(project_id)
+        backbone = current.backbone
+        self._jobs.set_note(project_id, BACKBONE_WARNING, current.warning)
+        with watch.stage("read_labels"):
+            project = self._label_studio.project(project_id)
+            config = parse_labeling_config(project.label_config)
+            register_project(self._registry, project)
+            wanted = self._settings.validation_filter
+            fields = wanted.fields if wanted else ()
+            annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
+            labels = read_labels(config, annotated)
+            confirmed = agreed_tasks(config, annotated, labels)
+            split = self._embedder.validation_split(project_id, config.image_field)
+        with watch.stage("embeddings"):
+            table = self._table(project_id, backbone, annotated, labels)
+            pool = self._pools.pool(table, backbone)
+        if wanted is not None:
+            labels = keep_aside(labels, annotated, wanted, split, table.task_ids.tolist())
+        return Inputs(
+            project=project,
+            config=config,
+            labels=labels,
+            confirmed=frozenset(confirmed),
+            split=split,
+            table=table,
+            pool=pool,
+            labeled=trainable(table, labels),
+            backbone=backbone,
+            seen=current.seen,
+            digest=self._digest(project, backbone, annotated, table, labels),
+        )
+
+    def _table(
+        self, project_id: int, backbone: Backbone, annotated: Sequence[AnnotatedTask], labels: TrainingLabels
+    ) -> EmbeddingTable:
+        """The project's embeddings, with those of labeled tasks that came faster than the embedding jobs."""
+        table = self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
+        unknown = missing_tasks(table, [item.task for item in annotated if item.task.id in labels.labels])
+        if not unknown:
+            return table
+        self._embedder.embed_now(project_id, unknown[:EMBED_IN_JOB], backbone)
+        if len(unknown) > EMBED_IN_JOB:
+            self._jobs.request_embedding(project_id)
+        return self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
+
+    def _digest(
+        self,
+        project: Project,
+        backbone: Backbone,
+        annotated: Sequence[AnnotatedTask],
+        table: EmbeddingTable,
+        labels: TrainingLabels,
+    ) -> str:
+        annotations = sorted(
+            (item.task.id, annotation.id, annotation.updated_at, annotation.was_cancelled, annotation.ground_truth)
+            for item in annotated
+            for annotation in item.annotations
+        )
+        settings = self._settings
+        facts = [
+            project.label_config, annotations, backbone.fingerprint,
+            settings.seed_strategy, settings.seed_size, settings.acquisition, settings.window_size,
+            settings.random_state, str(settings.validation_filter), sorted(labels.reserved), settings.target_accuracy,
+        ]  # fmt: skip
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        digest.update(table.digest.encode())
+        return digest.hexdigest()[:32]
