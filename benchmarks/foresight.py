@@ -24,6 +24,7 @@ from backend.config import Settings
 from backend.learning.head import fit_and_evaluate
 from backend.learning.learning_curve import CONFIDENCE_ERROR, fit_curves
 from backend.learning.suspects import find_suspects
+from backend.loop.rounds import evaluate_labels
 from backend.loop.simulate import LabeledImages, Simulation, embed_folder
 from benchmarks import RESULTS
 
@@ -82,14 +83,15 @@ def play(simulation: Simulation) -> tuple[list[int], list[dict[str, float]]]:
     plan = simulation.plan([], settings=settings)
     for stop in STOPS:
         order += [task_id for task_id, _ in plan.window[: stop - len(order)]]
-        plan = simulation.plan(order, settings=settings, previous_seed=plan.seed)
-        if plan.fitted is None or plan.fitted.evaluation is None or plan.scores is None or len(order) < stop:
+        plan = simulation.plan(order, settings=settings, previous=plan)
+        _, evaluation = evaluate_labels(simulation.table, simulation.pool, simulation.labels(order), settings)
+        if plan.fitted is None or evaluation is None or plan.scores is None or len(order) < stop:
             continue
         history.append(
             {
                 "labels": stop,
                 "held_out": simulation.accuracy(plan.fitted.head),
-                "cross_validated": plan.fitted.evaluation.accuracy,
+                "cross_validated": evaluation.accuracy,
                 "expected": float(plan.scores.probabilities.max(axis=1).mean()),
             }
         )

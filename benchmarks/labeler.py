@@ -142,7 +142,10 @@ def label(
         if n in CHECKPOINTS or n == arguments.labels:
             accuracies[n] = accuracy(registry, project_id, embeddings, list(held_out.values()))
             print(f"{n:4d} labels  held-out accuracy {accuracies[n]:.3f}", file=sys.stderr)
-    final = backend.get(f"/api/projects/{project_id}/status").json()
+    while (final := backend.get(f"/api/projects/{project_id}/status").json())["accuracy_labels"] < arguments.labels:
+        if time.monotonic() - started > 60:
+            raise SystemExit("the last version was not evaluated within 60 s")
+        time.sleep(0.1)
     return {
         "images": arguments.images.name,
         "backbone": final["backbone"],
