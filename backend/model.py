@@ -13,8 +13,10 @@ from typing import Any
 from label_studio_ml.model import LabelStudioMLBase
 
 from backend.adapters.jobs import Jobs
+from backend.adapters.label_studio import event_of_webhook
 from backend.config import Settings
 from backend.errors import BadRequestError
+from backend.loop.ledger import READ_EVERYTHING
 from backend.schema import UNTRAINED
 from backend.services import Services
 
@@ -75,9 +77,11 @@ class ActiveLearningModel(LabelStudioMLBase):  # type: ignore[misc]  # the base 
         project_id = self._project_id if self._project_id is not None else project_id_of(data.get("project"))
         jobs: Jobs = self._services.jobs
         if event in LABEL_EVENTS:
+            jobs.record_event(project_id, event_of_webhook({**data, "action": event}) or READ_EVERYTHING)
             ticket, job = jobs.request_retrain(project_id)
             return {"job": job, "ticket": ticket}
         if event == START_TRAINING:
+            jobs.record_event(project_id, READ_EVERYTHING)
             ticket, job = jobs.request_retrain(project_id, forced=True)
             return {"job": job, "ticket": ticket}
         if event in TASK_EVENTS:

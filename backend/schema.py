@@ -61,6 +61,19 @@ class AnnotatedTask:
 
 
 @dataclass(frozen=True)
+class AnswerEvent:
+    """What one webhook says of answers: which came or changed, which were deleted, and how things are after it.
+
+    n_annotations: all of the project, submitted and skipped.
+    """
+
+    answered: Sequence[AnnotatedTask]
+    deleted: Sequence[int]
+    label_config: str
+    n_annotations: int
+
+
+@dataclass(frozen=True)
 class TrainingLabels:
     """What all annotations of a project mean for training.
 

@@ -21,6 +21,7 @@ from backend.loop.embed import Embedder
 from backend.loop.evaluate import Evaluator
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader
+from backend.loop.ledger import Ledger
 from backend.loop.reconcile import Reconciler
 from backend.loop.score import Predictor
 from backend.loop.status import StatusReader
@@ -113,10 +114,16 @@ class Services:
         )
 
     @cached_property
+    def ledger(self) -> Ledger:
+        """The answers as this process knows them."""
+        wanted = self.settings.validation_filter
+        return Ledger(label_studio=self.label_studio, jobs=self.jobs, fields=wanted.fields if wanted else ())
+
+    @cached_property
     def inputs(self) -> InputReader:
         """What versions are made from; kept between a version and its evaluation."""
         return InputReader(
-            label_studio=self.label_studio,
+            ledger=self.ledger,
             jobs=self.jobs,
             registry=self.registry,
             embedder=self.embedder,
@@ -127,7 +134,9 @@ class Services:
     @cached_property
     def evaluator(self) -> Evaluator:
         """Use case: evaluate what is published."""
-        return Evaluator(jobs=self.jobs, registry=self.registry, inputs=self.inputs, settings=self.settings)
+        return Evaluator(
+            jobs=self.jobs, registry=self.registry, inputs=self.inputs, ledger=self.ledger, settings=self.settings
+        )
 
     @cached_property
     def finetuner(self) -> Finetuner:

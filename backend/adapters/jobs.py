@@ -7,10 +7,11 @@ whose job vanished (a worker killed before its first act, Redis emptied) expires
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +47,9 @@ FINETUNE_LOCK = "finetune-lock"
 
 JOB_TIMEOUT_S = 1800
 FINETUNE_TIMEOUT_S = 6 * 3600
+JOURNAL_LENGTH = 1000
+"""Events kept of each project; who has missed more reads everything anew."""
+
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 86_400
 
@@ -179,6 +183,24 @@ class Jobs:
                     return False
                 time.sleep(0.01)
             return True
+
+    # -- the journal of webhooks ----------------------------------------------------------------------------------
+
+    def record_event(self, project_id: int, event: Mapping[str, Any]) -> str:
+        """Writes an event, plain JSON, into the project's journal of the last `JOURNAL_LENGTH`; its place there."""
+        with self._translated():
+            place: Any = self.redis.xadd(
+                _key(project_id, "journal"), {"event": json.dumps(event)}, maxlen=JOURNAL_LENGTH, approximate=True
+            )
+            return _decoded(place)
+
+    def events_since(self, project_id: int, place: str) -> list[tuple[str, Any]] | None:
+        """(place, event) of all later events, in order; None if it can no longer be told, for `place` is gone."""
+        with self._translated():
+            found: Any = self.redis.xrange(_key(project_id, "journal"), min=place)
+        if not found or _decoded(found[0][0]) != place:
+            return None
+        return [(_decoded(later), json.loads(content[b"event"])) for later, content in found[1:]]
 
     # -- one at a time --------------------------------------------------------------------------------------------
 

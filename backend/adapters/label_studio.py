@@ -19,7 +19,7 @@ from backend.errors import (
     LabelStudioUnreachableError,
     ProjectNotFoundError,
 )
-from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Task
+from backend.schema import AnnotatedTask, Annotation, AnswerEvent, Project, QueueEntry, Task
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
@@ -53,6 +53,9 @@ _ANNOTATED = {
         ],
     }
 }
+
+MAX_EVENT_CHARS = 64_000
+"""Longest JSON of a webhook's answers that is kept until they are trained on; of a longer one only that it came."""
 
 # `include` names the fields of tasks and of the annotations inside them alike (data_manager/serializers.py).
 _ANNOTATION_FIELDS = "id,data,annotations,result,was_cancelled,ground_truth,updated_at"
@@ -386,6 +389,62 @@ def _annotation(raw: Mapping[str, Any]) -> Annotation:
         ground_truth=bool(raw.get("ground_truth")),
         updated_at=str(raw.get("updated_at") or ""),
     )
+
+
+def event_of_webhook(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What to keep of a webhook about annotations, small JSON for `answers_of_event`; None if it does not say enough.
+
+    Label Studio sends one annotation with its task, several with several, or the ids of deleted ones, and the project
+    with its counts (webhooks/serializers_for_hooks.py); nothing of it with `send_payload` off, and no ids when the
+    Data Manager deletes many.
+    """
+    project = body.get("project")
+    if not isinstance(project, Mapping):
+        return None
+    kept: dict[str, Any] = {
+        "label_config": project.get("label_config"),
+        "counts": [project.get("total_annotations_number"), project.get("skipped_annotations_number")],
+    }
+    if body.get("action") == "ANNOTATIONS_DELETED":
+        kept["deleted"] = [_id_of(item) for item in _listed(body.get("annotations"))]
+    else:
+        tasks = {_id_of(task): task.get("data") for task in _listed(body.get("task")) if isinstance(task, Mapping)}
+        names = ("id", "task", "result", "was_cancelled", "ground_truth", "updated_at")
+        annotations = [item for item in _listed(body.get("annotation")) if isinstance(item, Mapping)]
+        kept["annotations"] = [{name: item.get(name) for name in names} for item in annotations]
+        kept["tasks"] = [[item["task"], tasks.get(item["task"])] for item in kept["annotations"]]
+    return kept if answers_of_event(kept, "", ()) and len(json.dumps(kept)) <= MAX_EVENT_CHARS else None
+
+
+def answers_of_event(event: Mapping[str, Any], image_field: str, fields: Sequence[str]) -> AnswerEvent | None:
+    """The answers in what `event_of_webhook` kept; None if they are not all there."""
+    label_config, counts = event.get("label_config"), event.get("counts")
+    tasks, annotations, deleted = (event.get(name, []) for name in ("tasks", "annotations", "deleted"))
+    whole = (
+        isinstance(label_config, str)
+        and isinstance(counts, list)
+        and all(type(count) is int for count in counts)
+        and (annotations or deleted)
+        and all(type(number) is int for number in deleted)
+        and all(isinstance(task[1], Mapping) for task in tasks)
+        and all(type(item.get(name)) is int for item in annotations for name in ("id", "task"))
+        and all(isinstance(item.get("updated_at"), str) for item in annotations)
+    )
+    if not whole:
+        return None
+    answered = [
+        AnnotatedTask(_task({"id": task_id, "data": data}, image_field, fields), [_annotation(item)])
+        for (task_id, data), item in zip(tasks, annotations, strict=True)
+    ]
+    return AnswerEvent(answered, list(deleted), str(label_config), sum(counts or ()))
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _id_of(item: object) -> object:
+    return item.get("id") if isinstance(item, Mapping) else None
 
 
 def _detail(text: str) -> str:

@@ -16,6 +16,7 @@ from backend.config import Settings
 from backend.errors import FitInterruptedError, VersionNotFoundError
 from backend.learning.head import CrossValidation
 from backend.loop.inputs import InputReader
+from backend.loop.ledger import READ_EVERYTHING, Ledger
 from backend.loop.outlook import (
     MAX_SUSPECTS,
     carried_curve,
@@ -60,10 +61,13 @@ def carried_evaluation(previous: VersionRecord | None, record: VersionRecord) ->
 class Evaluator:
     """Judges what is published."""
 
-    def __init__(self, *, jobs: Jobs, registry: Registry, inputs: InputReader, settings: Settings) -> None:
+    def __init__(
+        self, *, jobs: Jobs, registry: Registry, inputs: InputReader, ledger: Ledger, settings: Settings
+    ) -> None:
         self._jobs = jobs
         self._registry = registry
         self._inputs = inputs
+        self._ledger = ledger
         self._settings = settings
 
     def evaluate(self, project_id: int) -> VersionRecord | None:
@@ -76,7 +80,11 @@ class Evaluator:
         if record is None or record.evaluated_version == record.version:
             return None
         watch = Stopwatch()
-        inputs = self._inputs.read(project_id, watch)
+        inputs = self._inputs.read(project_id, watch, news=False)
+        if not self._ledger.is_true(project_id):
+            logger.info("answers are read anew project=%d: Label Studio counts others than are known here", project_id)
+            self._jobs.record_event(project_id, READ_EVERYTHING)
+            self._jobs.request_retrain(project_id)
         if inputs.backbone.fingerprint != record.fingerprint:
             return None  # another backbone since: the retrain that follows makes another version
         try:

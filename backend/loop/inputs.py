@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs
-from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.learning.pool import Pool
 from backend.loop.backbones import BACKBONE_WARNING, ProjectBackbones
 from backend.loop.embed import Embedder, missing_tasks
+from backend.loop.ledger import Ledger
 from backend.loop.projects import register_project
 from backend.loop.rounds import Pools, Stopwatch, trainable
 from backend.loop.validation import keep_aside
@@ -56,14 +56,14 @@ class InputReader:
     def __init__(
         self,
         *,
-        label_studio: LabelStudioClient,
+        ledger: Ledger,
         jobs: Jobs,
         registry: Registry,
         embedder: Embedder,
         backbones: ProjectBackbones,
         settings: Settings,
     ) -> None:
-        self._label_studio = label_studio
+        self._ledger = ledger
         self._jobs = jobs
         self._registry = registry
         self._embedder = embedder
@@ -71,25 +71,27 @@ class InputReader:
         self._settings = settings
         self._pools = Pools()
 
-    def read(self, project_id: int, watch: Stopwatch) -> Inputs:
-        """The inputs as they are now; labeled images that nobody embedded yet are embedded."""
+    def read(self, project_id: int, watch: Stopwatch, *, news: bool = True) -> Inputs:
+        """The inputs as they are now; labeled images that nobody embedded yet are embedded.
+
+        `news`: it is asked for because something changed; see `Ledger`.
+        """
         # Asked once: it may change at any time, and all of a version is made with the same.
         current = self._backbones.current(project_id)
         backbone = current.backbone
         self._jobs.set_note(project_id, BACKBONE_WARNING, current.warning)
         with watch.stage("read_labels"):
-            project = self._label_studio.project(project_id)
+            answers = self._ledger.read(project_id) if news else self._ledger.known(project_id)
+            project, annotated = answers.project, answers.annotated
             config = parse_labeling_config(project.label_config)
             register_project(self._registry, project)
-            wanted = self._settings.validation_filter
-            fields = wanted.fields if wanted else ()
-            annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
             labels = read_labels(config, annotated)
             confirmed = agreed_tasks(config, annotated, labels)
             split = self._embedder.validation_split(project_id, config.image_field)
         with watch.stage("embeddings"):
             table = self._table(project_id, backbone, annotated, labels)
             pool = self._pools.pool(table, backbone)
+        wanted = self._settings.validation_filter
         if wanted is not None:
             labels = keep_aside(labels, annotated, wanted, split, table.task_ids.tolist())
         return Inputs(

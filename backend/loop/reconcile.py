@@ -9,6 +9,7 @@ from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry, is_own_version, version_number
 from backend.errors import LabelStudioError
 from backend.loop.embed import Embedder
+from backend.loop.ledger import READ_EVERYTHING
 from backend.loop.projects import register_project
 from backend.schema import Project
 
@@ -62,6 +63,7 @@ class Reconciler:
             return False
         self._jobs.set_note(project_id, MARK, mark)
         self._jobs.request_embedding(project_id)
+        self._jobs.record_event(project_id, READ_EVERYTHING)
         self._jobs.request_retrain(project_id)
         return True
 

@@ -100,6 +100,26 @@ class FakeLabelStudio:
         """Somebody deletes all annotations of the task."""
         del self._projects[project_id].annotations[task_id]
 
+    def event(self, project_id: int, action: str, *, task_id: int = 0, annotation_ids: Sequence[int] = ()) -> Any:
+        """The webhook about the last annotation of a task, or about deleted ones, in Label Studio's form."""
+        kept = self._projects[project_id]
+        everything = [annotation for given in kept.annotations.values() for annotation in given]
+        n_skipped = sum(annotation.was_cancelled for annotation in everything)
+        raw: dict[str, Any] = {
+            "action": action,
+            "project": {
+                "id": project_id,
+                "label_config": kept.project.label_config,
+                "total_annotations_number": len(everything) - n_skipped,
+                "skipped_annotations_number": n_skipped,
+            },
+        }
+        if action == "ANNOTATIONS_DELETED":
+            return {**raw, "annotations": [{"id": number} for number in annotation_ids]}
+        annotation = {**dataclasses.asdict(kept.annotations[task_id][-1]), "task": task_id, "lead_time": 2.5}
+        data = {"image": kept.tasks[task_id], **kept.fields.get(task_id, {})}
+        return {**raw, "annotation": annotation, "task": {"id": task_id, "data": data, "overlap": 1}}
+
     def served_order(self, project_id: int) -> list[int]:
         """Unlabeled tasks in the order of uncertainty sampling: ascending score of the project's current version."""
         kept = self._projects[project_id]
@@ -372,6 +392,10 @@ class World:
         jobs = [job for queue in self.jobs.queues((*QUEUES, FINETUNE_QUEUE)) for job in queue.jobs]
         return [f"{job.func_name.removeprefix('backend.worker.')}({job.args[0]})" for job in jobs]
 
+    def empty_queue_of_retrains(self) -> None:
+        """As if a worker had taken the retrains that wait."""
+        self.jobs.queues()[0].empty()
+
     def empty_queue(self) -> None:
         """As if workers had done everything that waits."""
         self.jobs.redis.flushall()
@@ -400,7 +424,7 @@ def close_worlds() -> None:
 
 def _same_methods() -> None:
     """The stand-in has no method that the real client lacks."""
-    own = {"add_project", "remove_project", "change_project", "annotate", "withdraw", "served_order"}
+    own = {"add_project", "remove_project", "change_project", "annotate", "withdraw", "event", "served_order"}
     extra = {name for name in vars(FakeLabelStudio) if not name.startswith("_")} - own - set(dir(LabelStudioClient))
     assert not extra, extra
 

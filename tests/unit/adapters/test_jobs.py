@@ -402,6 +402,30 @@ def test_two_locks_of_one_project_do_not_keep_each_other_out(jobs: Jobs) -> None
     assert (jobs.finetuning(3), jobs.training(3)) == ("idle", "idle")
 
 
+# -- the journal ------------------------------------------------------------------------------------------------------
+
+
+def test_the_journal_tells_what_came_after_a_place(jobs: Jobs) -> None:
+    """In order, as it was written, of this project only."""
+    first = jobs.record_event(3, {"é": [1, None]})
+    second = jobs.record_event(3, {"b": 2})
+    jobs.record_event(4, {"c": 3})
+    assert jobs.events_since(3, first) == [(second, {"b": 2})]
+    assert jobs.events_since(3, second) == []
+
+
+def test_a_place_that_is_gone_is_told(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis was emptied, or too much happened since: nobody may think that these were all events."""
+    place = jobs.record_event(3, {})
+    jobs.redis.flushdb()
+    assert jobs.events_since(3, place) is None
+    monkeypatch.setattr(jobs_module, "JOURNAL_LENGTH", 10)
+    place = jobs.record_event(3, {})
+    for number in range(300):
+        jobs.record_event(3, {"n": number})
+    assert jobs.events_since(3, place) is None
+
+
 # -- Redis away -------------------------------------------------------------------------------------------------------
 
 CALLS: dict[str, Any] = {
@@ -410,6 +434,8 @@ CALLS: dict[str, Any] = {
     "request_embedding": lambda jobs: jobs.request_embedding(3),
     "request_reconciliation": lambda jobs: jobs.request_reconciliation(3),
     "request_evaluation": lambda jobs: jobs.request_evaluation(3),
+    "record_event": lambda jobs: jobs.record_event(3, {}),
+    "events_since": lambda jobs: jobs.events_since(3, "0-1"),
     "retrain_waits": lambda jobs: jobs.retrain_waits(),
     "request_pruning": lambda jobs: jobs.request_pruning(3),
     "request_finetuning": lambda jobs: jobs.request_finetuning(3),
