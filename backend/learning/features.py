@@ -16,6 +16,7 @@ CENTRE_ROWS = 4096
 CACHE_ENTRIES = 2**18
 """Entries of a block that several steps in a row work on: 1 MB of float32, what a core's own cache holds."""
 
+_SAFE_SQUARE = np.float32(1e-20)  # squared lengths between it and its inverse lost nothing to under- or overflow
 _HALF_SIGN_AND_REST = np.array(0x8FFFE000, np.uint32).view(np.int32)
 _HALF_TO_FLOAT = np.float32(2.0**112)  # float16 counts exponents from -15, float32 from -127
 
@@ -115,10 +116,13 @@ def cache_blocks(n_rows: int, n_features: int) -> list[slice]:
 
 
 def _normalise_in_place(rows: Features) -> None:
-    # Dividing by the largest entry first keeps the squares of very small or large rows from under- or overflowing.
-    largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=0)
-    np.divide(rows, largest, out=rows, where=largest > 0)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    squared = np.einsum("nd,nd->n", rows, rows)
+    if not ((squared > _SAFE_SQUARE) & (squared < 1 / _SAFE_SQUARE)).all():
+        # Dividing by the largest entry first keeps the squares of very small or large rows from under- or overflowing.
+        largest = np.max(np.abs(rows), axis=1, keepdims=True, initial=0)
+        np.divide(rows, largest, out=rows, where=largest > 0)
+        squared = np.einsum("nd,nd->n", rows, rows)
+    lengths = np.sqrt(squared)[:, None]
     np.divide(rows, lengths, out=rows, where=lengths > 0)
 
 
