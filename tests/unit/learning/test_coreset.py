@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -210,3 +211,122 @@ def test_typicality_needs_a_neighbor():
     """Zero neighbours have no mean."""
     with pytest.raises(SelectionError, match="at least 1"):
         typicality(on_a_line(0, 1), n_neighbors=0)
+
+
+def plain_greedy(
+    points: np.ndarray, budget: int, preselected: list[int], weights: np.ndarray | None, strength: float
+) -> list[int]:
+    """The greedy rule with every distance computed at every step, in float64."""
+    squared = ((points[:, None] - points) ** 2).sum(axis=2)
+    np.fill_diagonal(squared, np.inf)
+    selected = list(preselected)
+    while len(selected) < len(preselected) + budget:
+        if not selected:
+            potentials = np.zeros(len(points)) if weights is None else weights.copy()
+        else:
+            nearest = squared[:, selected].min(axis=1)
+            spread = nearest[selected].sum() if len(selected) > 1 else 0
+            potentials = np.log(np.maximum(spread + nearest, 1e-12))
+            if weights is not None:
+                potentials += strength * np.log(np.maximum(weights[selected].sum() + weights, 1e-12))
+        potentials[selected] = -np.inf
+        selected.append(int(potentials.argmax()))
+    return selected[len(preselected) :]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_preselected", [0, 3, 400])
+def test_leaving_rows_out_changes_no_pick(seed, weighted, n_preselected, monkeypatch):
+    """1,500 rows in 3 or 12 dimensions, 60 picks: the same as with every distance computed, in small steps too."""
+    random = np.random.default_rng(seed)
+    points = random.normal(size=(1500, 3 if seed % 2 else 12)) * random.gamma(2, size=(1500, 1))
+    weights = random.random(1500) if weighted else None
+    preselected = random.choice(1500, n_preselected, replace=False).tolist()
+    expected = plain_greedy(points, 60, preselected, weights, 0.7)
+    asked = {"preselected": preselected, "typicality_weights": weights, "weighting_strength": 0.7}
+    assert select_coreset(points, budget=60, **asked) == expected
+    monkeypatch.setattr(coreset, "MAX_PENDING", 5)
+    monkeypatch.setattr(coreset, "CACHE_ENTRIES", 100)
+    assert select_coreset(points, budget=60, **asked) == expected
+
+
+@pytest.mark.parametrize("n_features", [2, 64])
+def test_few_rows_are_read_again(monkeypatch, n_features):
+    """100 of 20,000 rows, on a plane and where all are about equally far: two passes' worth of reading, not 100."""
+    n_read = []
+    part = coreset._Selection._part
+
+    def counting(self, index):
+        rows = part(self, index)
+        n_read.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(coreset._Selection, "_part", counting)
+    select_coreset(np.random.default_rng(0).normal(size=(20_000, n_features)), budget=100)
+    assert 20_000 < sum(n_read) < 3 * 20_000
+
+
+@pytest.mark.parametrize("points", [np.eye(300), np.ones((300, 4)), np.repeat(np.eye(30), 10, axis=0)])
+def test_equal_distances_go_by_index(points):
+    """All rows equally far, all rows one, ten copies of thirty: the lowest index is first among equals."""
+    expected = plain_greedy(points.astype(np.float64), 40, [], None, 1.0)
+    assert select_coreset(points, budget=40) == expected
+
+
+def test_float16_embeddings_are_selected_as_they_are():
+    """No pick is lost to the type they are stored in, and the array may be read-only."""
+    points = np.random.default_rng(3).normal(size=(500, 16)).astype(np.float16)
+    points.setflags(write=False)
+    assert select_coreset(points, budget=40) == plain_greedy(points.astype(np.float64), 40, [], None, 1.0)
+    np.testing.assert_allclose(typicality(points), typicality(points.astype(np.float32)), rtol=1e-5)
+
+
+def test_an_infinite_float16_is_found():
+    """It would be an ordinary number to bits moved without looking."""
+    points = np.ones((4, 3), dtype=np.float16)
+    points[2, 1] = np.inf
+    for budget in (0, 1):
+        with pytest.raises(SelectionError, match="1 of 4 embeddings contain NaN or infinity, the first at row 2"):
+            select_coreset(points, budget=budget)
+
+
+def test_embeddings_too_long_for_float32_are_refused():
+    """Their squared lengths overflow, and every distance with them."""
+    with pytest.raises(SelectionError, match="row 1 is too long to be compared"):
+        select_coreset(on_a_line(0, 1e20, 3), budget=1)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "message"),
+    [
+        ({"diversity_strength": 0}, "diversity_strength is 0"),
+        ({"weighting_strength": -1.0}, "weighting_strength is -1"),
+    ],
+)
+def test_strengths_that_turn_the_rule_round_are_refused(strengths, message):
+    """A row nearer to the selected ones, or of less weight, is never better."""
+    with pytest.raises(SelectionError, match=message):
+        select_coreset(on_a_line(0, 1, 2), budget=1, **strengths)
+
+
+def test_selection_needs_little_memory_beside_the_embeddings():
+    """20,000 × 512 float16, with weights and labels: no float32 copy of it, a quarter of the array at most."""
+    rows = np.random.default_rng(0).normal(size=(20_000, 512)).astype(np.float16)
+    weights = np.ones(len(rows))
+    tracemalloc.start()
+    try:
+        select_coreset(rows, budget=20, preselected=[1, 2, 3], typicality_weights=weights)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.25 * rows.nbytes  # most of it are samples and blocks, of one size whatever that of the array
+
+
+def test_covering_radius_by_hand():
+    """From 0 and 10, 4 is the farthest: 4 away."""
+    assert coreset.covering_radius(on_a_line(0, 1, 4, 7, 9, 10), [0, 5]) == pytest.approx(4)
+    with pytest.raises(SelectionError, match="no row is selected"):
+        coreset.covering_radius(on_a_line(0, 1), [])
+    with pytest.raises(SelectionError, match="index 7"):
+        coreset.covering_radius(on_a_line(0, 1), [7])
