@@ -362,6 +362,37 @@ class _Selection:
         return term
 
 
+def merge_coresets(
+    coresets: Sequence[ArrayLike], *, budget: int, labeled: ArrayLike | None = None
+) -> list[tuple[int, int]]:
+    """`budget` rows of the union of coresets, best first, each as (which coreset, which row of it).
+
+    For a pool in shards that no one machine holds: each selects `budget` of its rows with `select_coreset`, the
+    labeled ones preselected, and hands on those embeddings (K, D); farthest-first among them is the coreset of the
+    pool. `labeled` (P, D) are embeddings labeled already, which count as selected here too.
+
+    Every row of the pool is then at most four times as far from a selected or labeled one as with the best choice of
+    `budget` rows: farthest-first is within twice the best on each shard and again on the union, and the two add up.
+    Malkomes et al. 2015, *Fast distributed k-center clustering with outliers on massive data*; coresets that compose
+    so are those of Indyk et al. 2014, doi:10.1145/2594538.2594560. The bound needs `budget` rows of each shard, or all
+    it has.
+
+    Raises SelectionError for impossible input, see `check_selection`.
+    """
+    parts = [as_rows(coreset) for coreset in coresets]
+    first = [as_rows(labeled)] if labeled is not None else []
+    widths = {part.shape[1] for part in [*first, *parts]}
+    if len(widths) > 1:
+        raise SelectionError(f"coresets have embeddings of {sorted(widths)} numbers; expected one length")
+    sizes = [len(part) for part in parts]
+    n_labeled = sum(len(part) for part in first)
+    rows = np.concatenate([*first, *parts]) if parts or first else np.empty((0, 1), dtype=np.float32)
+    picks = np.array(select_coreset(rows, budget=budget, preselected=range(n_labeled)), dtype=np.intp) - n_labeled
+    starts = np.cumsum([0, *sizes])
+    shards = np.searchsorted(starts, picks, side="right") - 1
+    return list(zip(shards.tolist(), (picks - starts[shards]).tolist(), strict=True))
+
+
 def covering_radius(embeddings: ArrayLike, selected: Sequence[int]) -> float:
     """The largest distance of any row (N, D) to its nearest selected one, which k-center selection keeps small.
 

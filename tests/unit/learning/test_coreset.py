@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
@@ -363,3 +363,61 @@ def test_a_sample_has_as_much_fewer_neighbors(monkeypatch):
     as_many = typicality(points, exact_rows=1)
     correlations = [float(spearmanr(exact, other).statistic) for other in (sampled, as_many)]
     assert correlations[0] > max(0.9, correlations[1] + 0.02)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 7), min_size=1, max_size=4).filter(lambda sizes: 4 <= sum(sizes) <= 14),
+    n_labeled=st.integers(0, 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(deadline=None)
+def test_merged_coresets_are_within_four_times_the_best(sizes, n_labeled, seed):
+    """Up to 14 rows in up to four shards, 3 chosen beside those labeled: the best is found by trying all choices.
+
+    The bound holds for any division into shards, also where one is empty or smaller than the budget.
+    """
+    random = np.random.default_rng(seed)
+    pool = random.normal(size=(sum(sizes), 2)) * random.gamma(1, size=(sum(sizes), 1))
+    labeled = random.normal(size=(n_labeled, 2))
+    shards = np.split(pool, np.cumsum(sizes)[:-1])
+    chosen_of_shards, radii = [], [0.0]
+    for shard in shards:
+        with_labels = np.concatenate([labeled, shard])
+        chosen = select_coreset(with_labels, budget=min(3, len(shard)), preselected=range(n_labeled))
+        chosen_of_shards.append(with_labels[chosen])
+        if chosen or n_labeled:
+            radii.append(covering_radius(with_labels, [*range(n_labeled), *chosen]))
+    merged = coreset.merge_coresets(chosen_of_shards, budget=3, labeled=labeled)
+    assert len(set(merged)) == 3
+    everything = np.concatenate([labeled, pool])
+
+    def radius(centres: np.ndarray) -> float:
+        return float(np.linalg.norm(everything[:, None] - centres, axis=2).min(axis=1).max())
+
+    found = radius(np.concatenate([labeled, [chosen_of_shards[shard][row] for shard, row in merged]]))
+    best = min(
+        radius(np.concatenate([labeled, pool[list(some)]])) for some in itertools.combinations(range(len(pool)), 3)
+    )
+    assert found <= 4 * best + 1e-6
+
+
+def test_a_merged_coreset_by_hand():
+    """Shards 0, 1, 4 and 10, 9: with the budget of two, 0 is first (the first row of the first), 10 the farthest."""
+    assert coreset.merge_coresets([on_a_line(0, 4, 1), on_a_line(9, 10)], budget=2) == [(0, 0), (1, 1)]
+    assert coreset.merge_coresets([on_a_line(0, 4), on_a_line(10)], budget=1, labeled=on_a_line(9)) == [(0, 0)]
+    assert coreset.merge_coresets([], budget=0) == []
+
+
+def test_one_shard_is_no_shard():
+    """Farthest-first of what farthest-first chose is the same rows in the same order."""
+    points = np.random.default_rng(0).normal(size=(80, 3))
+    chosen = select_coreset(points, budget=12)
+    assert coreset.merge_coresets([points[chosen]], budget=12) == [(0, row) for row in range(12)]
+
+
+def test_coresets_that_do_not_fit_together_are_refused():
+    """Other lengths of embeddings, more rows than there are."""
+    with pytest.raises(SelectionError, match=r"embeddings of \[2, 3\] numbers; expected one length"):
+        coreset.merge_coresets([np.eye(2), np.eye(3)], budget=1)
+    with pytest.raises(SelectionError, match=r"budget is 5; expected 0\.\.4"):
+        coreset.merge_coresets([np.eye(2), np.eye(2)], budget=5)
