@@ -46,7 +46,7 @@ Answer = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures all shapes, writes a JSON file, prints the tables."""
+    """Measures the shapes, puts them beside those measured before in a JSON file, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="rows x numbers of the embeddings")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -56,14 +56,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.run:
         print(json.dumps(run(arguments.run, arguments.file, arguments.shapes[0])))
         return
+    path = RESULTS / "kcenter.json"
+    earlier = json.loads(path.read_text())["shapes"] if path.is_file() else []
+    measured = {shape["shape"]: shape for shape in earlier}
+    for shape in arguments.shapes:
+        measured[shape] = measure(shape, arguments.repetitions)
     content = {
         "budget": BUDGET,
         "data": "made up: clusters, power-law spectrum, length 1, float16",
-        "shapes": [measure(shape, arguments.repetitions) for shape in arguments.shapes],
+        "shapes": [measured[shape] for shape in sorted(measured)],
         "typicality": measure_typicality(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "kcenter.json").write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
     print_tables(content)
 
 
@@ -107,7 +112,14 @@ def measure(shape: str, repetitions: int) -> Answer:
     for row in found:
         row["times_ours"] = row["seconds"] / own["seconds"]
         row["radius_to_ours"] = row["covering_radius"] / own["covering_radius"]
-    return {"rows": n_rows, "features": n_features, "array_bytes": n_rows * n_features * 2, "measured": found}
+    return {
+        "shape": shape,
+        "rows": n_rows,
+        "features": n_features,
+        "array_bytes": n_rows * n_features * 2,
+        "repetitions": repetitions,
+        "measured": found,
+    }
 
 
 def summary(name: str, answers: list[Answer], embeddings: np.ndarray) -> Answer:

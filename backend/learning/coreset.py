@@ -161,7 +161,7 @@ def select_coreset(
 
     Raises SelectionError for impossible input, see `check_selection`, and for negative strengths. Cost at most
     O((budget + preselected)·N·D) time, mostly a small part of it. Memory beside the embeddings, if they are float16 or
-    float32: 12 bytes a row, 20 more with weights, and the selected rows in float32.
+    float32: 12 bytes a row, about 24 more with weights, and the selected rows in float32.
     """
     if is_tensor(embeddings):
         from backend.learning import tensors
@@ -181,7 +181,7 @@ def select_coreset(
     if budget == 0:
         check_selection(rows, budget=0)
         return []
-    if weighting_strength is None and not preselected:
+    if weighting_strength is None and not len(preselected):
         weighting_strength = diversity_strength  # nothing is selected yet to balance by
     selection = _Selection(rows, len(preselected) + budget, weights, diversity_strength, weighting_strength)
     selected = list(preselected)
