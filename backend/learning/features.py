@@ -36,7 +36,7 @@ class FeatureSpace:
         return self._features(np.asarray(embeddings), None, np.dtype(np.float32))
 
     def half_features(self, embeddings: ArrayLike, rows: NDArray[np.intp] | None = None) -> NDArray[np.float16]:
-        """`features` of these rows of the embeddings (all if None) as float16, which moves a feature by 0.0003 at most.
+        """`features` of these rows of the embeddings (all if None) as float16, which moves a feature by 0.0005 at most.
 
         For large pools: half the memory, and never more than a block of rows in float32.
         """
