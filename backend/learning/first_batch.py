@@ -4,8 +4,9 @@ All take features (N, D), as `learning.features` makes them: centred on the pool
 different indices into the features, best first, without the `preselected` ones, which count as labeled already.
 `n_classes` is how many classes the labeling config offers and `random_state` seeds what is random; a strategy without
 use for one of them says so by not naming it below. All raise SelectionError for impossible input, see
-`coreset.check_selection`, and stay within a minute and 2 GB beside the features at 100,000 × 1,280 on two cores: where
-the exact thing is quadratic in N, it is done on a sample.
+`coreset.check_selection`. At 1,000,000 × 512 they stay within a minute of one core and a fifth of the features' memory
+beside them (float16; a float32 copy is made of samples only): where the exact thing is quadratic in N, it is done on a
+sample. The features may be a torch tensor, on whose device the work on all rows is then done.
 """
 
 from __future__ import annotations
@@ -14,19 +15,27 @@ import heapq
 import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from backend.learning.coreset import (
+    as_rows,
     check_selection,
+    is_tensor,
+    n_rows_of,
     neighbor_distances,
     row_blocks,
     select_coreset,
     squared_distances,
+    take,
     typicality,
 )
+from backend.learning.features import cache_blocks
+
+if TYPE_CHECKING:
+    import torch
 
 Rows = NDArray[np.float32]
 Indices = NDArray[np.intp]
@@ -60,23 +69,39 @@ class FirstBatchStrategy(Protocol):
     """What every function of `FIRST_BATCH_STRATEGIES` looks like."""
 
     def __call__(
-        self, features: ArrayLike, *, budget: int, preselected: Sequence[int] = (), n_classes: int, random_state: int
+        self,
+        features: ArrayLike | torch.Tensor,
+        *,
+        budget: int,
+        preselected: Sequence[int] = (),
+        n_classes: int,
+        random_state: int,
     ) -> list[int]:
         """`budget` indices into the features (N, D), best first."""
 
 
 def random(
-    features: ArrayLike, *, budget: int, preselected: Sequence[int] = (), n_classes: int, random_state: int
+    features: ArrayLike | torch.Tensor,
+    *,
+    budget: int,
+    preselected: Sequence[int] = (),
+    n_classes: int,
+    random_state: int,
 ) -> list[int]:
     """Any rows, each order equally likely by `random_state`: what other strategies are compared with."""
     check_selection(features, budget=budget, preselected=preselected)
-    free = _free_rows(len(np.asarray(features)), preselected)
+    free = _free_rows(n_rows_of(features), preselected)
     order: list[int] = np.random.default_rng(random_state).permutation(free)[:budget].tolist()
     return order
 
 
 def coreset(
-    features: ArrayLike, *, budget: int, preselected: Sequence[int] = (), n_classes: int, random_state: int
+    features: ArrayLike | torch.Tensor,
+    *,
+    budget: int,
+    preselected: Sequence[int] = (),
+    n_classes: int,
+    random_state: int,
 ) -> list[int]:
     """The row farthest from all chosen ones, again and again: k-center greedy, Lightly's diversity strategy.
 
@@ -86,7 +111,12 @@ def coreset(
 
 
 def typical_coreset(
-    features: ArrayLike, *, budget: int, preselected: Sequence[int] = (), n_classes: int, random_state: int
+    features: ArrayLike | torch.Tensor,
+    *,
+    budget: int,
+    preselected: Sequence[int] = (),
+    n_classes: int,
+    random_state: int,
 ) -> list[int]:
     """Rows far from the chosen ones and in dense places: Lightly's diversity and typicality strategies.
 
@@ -99,7 +129,12 @@ def typical_coreset(
 
 
 def typiclust(
-    features: ArrayLike, *, budget: int, preselected: Sequence[int] = (), n_classes: int, random_state: int
+    features: ArrayLike | torch.Tensor,
+    *,
+    budget: int,
+    preselected: Sequence[int] = (),
+    n_classes: int,
+    random_state: int,
 ) -> list[int]:
     """The most typical row of the largest cluster without a label, then of the next largest.
 
@@ -111,7 +146,7 @@ def typiclust(
     check_selection(features, budget=budget, preselected=preselected)
     if budget == 0:
         return []
-    rows: Rows = np.asarray(features, dtype=np.float32)
+    rows = features if is_tensor(features) else as_rows(features)
     taken = list(preselected)
     clusters = k_means(rows, min(len(taken) + budget, MAX_CLUSTERS), random_state=random_state)
     n_clusters = int(clusters.max()) + 1
@@ -139,7 +174,12 @@ def typiclust(
 
 
 def probcover(
-    features: ArrayLike, *, budget: int, preselected: Sequence[int] = (), n_classes: int, random_state: int
+    features: ArrayLike | torch.Tensor,
+    *,
+    budget: int,
+    preselected: Sequence[int] = (),
+    n_classes: int,
+    random_state: int,
 ) -> list[int]:
     """The row whose ball holds most rows that no chosen row's ball holds, again and again.
 
@@ -151,9 +191,9 @@ def probcover(
     check_selection(features, budget=budget, preselected=preselected)
     if budget == 0:
         return []
-    rows: Rows = np.asarray(features, dtype=np.float32)
+    rows = features if is_tensor(features) else as_rows(features)
     sample = _sample_with(preselected, len(rows), PROBCOVER_ROWS, random_state=random_state)
-    sampled = rows[sample]
+    sampled = take(rows, sample)
     is_taken = np.isin(sample, np.asarray(preselected, dtype=np.intp))
     pseudo_labels = k_means(sampled, max(n_classes, 2), random_state=random_state)
     chosen = sample[_cover(sampled, _pure_radius(sampled, pseudo_labels), is_taken, budget)].tolist()
@@ -173,26 +213,34 @@ FIRST_BATCH_STRATEGIES: Mapping[str, FirstBatchStrategy] = MappingProxyType(
 """The first-batch strategies by the name a setting or a command line uses."""
 
 
-def k_means(rows: Rows, n_clusters: int, *, random_state: int) -> Indices:
+def k_means(rows: ArrayLike | torch.Tensor, n_clusters: int, *, random_state: int) -> Indices:
     """The cluster (N,) of each row (N, D), 0 to n_clusters - 1; fewer appear where fewer rows differ.
 
-    scikit-learn's, with k-means++ starts. Cost O(N·D·n_clusters) and a few steps of the same on `KMEANS_ROWS` rows.
+    scikit-learn's, with k-means++ starts. Cost O(N·D·n_clusters) and a few steps of the same on `KMEANS_ROWS` rows, of
+    which a float32 copy is made.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans  # a second to import, and most processes never cluster
     from sklearn.exceptions import ConvergenceWarning
 
-    n_clusters = min(n_clusters, len(rows))
-    seen = rows
-    if len(rows) > KMEANS_ROWS:
-        seen = rows[_sample_with((), len(rows), KMEANS_ROWS, random_state=random_state)]
+    n_rows = n_rows_of(rows)
+    seen = take(rows, _sample_with((), n_rows, KMEANS_ROWS, random_state=random_state))
+    n_clusters = min(n_clusters, n_rows)
     if len(seen) <= EXACT_KMEANS_ROWS:
         clustering = KMeans(n_clusters, n_init="auto", random_state=random_state)
     else:
         clustering = MiniBatchKMeans(n_clusters, n_init=3, batch_size=4096, random_state=random_state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters: nothing to tell
-        clusters: Indices = clustering.fit(np.ascontiguousarray(seen)).predict(np.ascontiguousarray(rows))
-    return clusters.astype(np.intp)
+        centres: Rows = clustering.fit(seen).cluster_centers_.astype(np.float32)
+    if is_tensor(rows):
+        from backend.learning import tensors
+
+        return tensors.nearest_points(rows, centres)
+    lengths = np.einsum("kd,kd->k", centres, centres)
+    clusters = np.empty(n_rows, dtype=np.intp)
+    for block in cache_blocks(n_rows, max(centres.shape)):
+        clusters[block] = (lengths - 2 * (take(rows, block) @ centres.T)).argmin(axis=1)
+    return clusters
 
 
 def _free_rows(n_rows: int, preselected: Sequence[int]) -> Indices:
@@ -211,11 +259,11 @@ def _sample_with(kept: Sequence[int], n_rows: int, size: int, *, random_state: i
     return np.sort(np.concatenate([np.asarray(kept, dtype=np.intp), others]))
 
 
-def _least_typical_first(rows: Rows, members: Indices, *, random_state: int) -> Indices:
+def _least_typical_first(rows: ArrayLike | torch.Tensor, members: Indices, *, random_state: int) -> Indices:
     """The members of a cluster (M,), by mean distance to their neighbours in it, the smallest last."""
     places = _sample_with((), len(members), CLUSTER_ROWS, random_state=random_state)
     compared, rest = members[places], np.delete(members, places)
-    distances = neighbor_distances(rows[compared], N_NEIGHBORS, random_state=random_state)
+    distances = neighbor_distances(take(rows, compared), N_NEIGHBORS)
     if distances.size:
         compared = compared[np.argsort(-distances.mean(axis=1), kind="stable")]
     return np.concatenate([rest, compared])

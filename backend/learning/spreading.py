@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sparse
 from numpy.typing import NDArray
 
-from backend.learning.features import Features, evenly_spaced
+from backend.learning.features import Features, evenly_spaced, to_float32
 
 Floats = NDArray[np.float64]
 
@@ -26,7 +26,11 @@ N_STEPS = 20
 """Steps of spreading; 0.8^20 is one percent, so what further steps would change is lost in the noise."""
 
 MAX_NODES = 5_000
-"""Nodes of the largest graph, a sample of a larger pool: built in about a second, spread over in 0.05 s."""
+"""Nodes of the largest graph, a sample of a larger pool: built in about a second, spread over in 0.05 s.
+
+More would know more: with 120 of 100,000 made-up rows in ten overlapping classes labeled, labels spread over 5,000
+nodes are right for 81 % of them (over 2,500: 78 %), over 20,000 for 87 %. But that graph takes twenty times as long to
+build, and five times as long to spread over, at every label."""
 
 _BLOCK_ROWS = 1024
 
@@ -45,10 +49,23 @@ class NeighborGraph:
     links: Any
 
 
-def neighbor_graph(features: Features) -> NeighborGraph:
-    """Links every node to its `N_NEIGHBORS` most similar ones; features (N, D) have length 1. Cost O(M²·D), once."""
-    rows = evenly_spaced(len(features), MAX_NODES)
-    nodes = features[rows]
+def node_rows(n_rows: int) -> NDArray[np.intp]:
+    """Which rows of a pool are the nodes of its graph, ascending: all, or `MAX_NODES` evenly spaced ones."""
+    return evenly_spaced(n_rows, MAX_NODES)
+
+
+def neighbor_graph(features: Features, rows: NDArray[np.intp] | None = None) -> NeighborGraph:
+    """Links every node to its `N_NEIGHBORS` most similar ones; features (N, D) have length 1. Cost O(M²·D), once.
+
+    With `rows` (M,), as `node_rows` gives them, the features (M, D) are those of these rows of the pool only: nothing
+    has to be computed for the others.
+    """
+    if rows is None:
+        rows = node_rows(len(features))
+        features = features[rows]
+    elif len(rows) != len(features):
+        raise ValueError(f"got features of {len(features)} rows and {len(rows)} row numbers; expected one of each")
+    nodes = to_float32(features)
     weights, columns = _nearest(nodes, nodes, itself=np.arange(len(nodes)))
     indices = np.repeat(np.arange(len(nodes)), columns.shape[1]), columns.ravel()
     directed = sparse.csr_matrix((weights.ravel(), indices), shape=(len(nodes), len(nodes)))

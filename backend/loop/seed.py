@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backend.adapters.embedding_store import EmbeddingTable
-from backend.adapters.lightly import LIGHTLY_STRATEGIES, select_first_batch
+from backend.adapters.lightly import ENGINE_ROWS, LIGHTLY_STRATEGIES, select_first_batch
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.pool import Pool
 
@@ -43,15 +43,19 @@ def select_seed(
     """Up to `budget` task ids of `pool` that cover it best, away from what is `labeled` already.
 
     Both must have an embedding in `table`; `everything` is the pool of all its images. `strategy` is a name of
-    FIRST_BATCH_STRATEGIES; those that Lightly has run on its engine, see `backend.adapters.lightly`. `n_classes` is how
-    many classes the labeling config offers.
+    FIRST_BATCH_STRATEGIES; those that Lightly has run on its engine in pools of up to `lightly.ENGINE_ROWS` images.
+    `n_classes` is how many classes the labeling config offers. Memory beside the table, in larger pools: what its rows
+    take in float16, and what the strategy needs.
     """
     # In one order whatever is labeled already: k-means, for one, starts from rows drawn by their number.
     candidates = np.sort(np.asarray([*labeled, *pool], dtype=np.int64))
-    features = everything.space().features(table.embeddings[table.rows_of(candidates)])
+    rows = table.rows_of(candidates)
     budget = min(budget, len(pool))
     preselected = np.searchsorted(candidates, np.sort(np.asarray(labeled, dtype=np.int64))).tolist()
-    if strategy in LIGHTLY_STRATEGIES:
+    space = everything.space()
+    is_large = len(rows) > ENGINE_ROWS
+    features = space.half_features(table.embeddings, rows) if is_large else space.features(table.embeddings[rows])
+    if strategy in LIGHTLY_STRATEGIES and not is_large:
         selection = select_first_batch(
             features, budget=budget, preselected=preselected, strategy=strategy, random_state=random_state
         )
@@ -62,6 +66,8 @@ def select_seed(
             features, budget=budget, preselected=preselected, n_classes=n_classes, random_state=random_state
         )
         engine, reason = "numpy", f"{strategy} is not a strategy of Lightly's"
+        if strategy in LIGHTLY_STRATEGIES:
+            reason = f"{len(rows)} images are more than the {ENGINE_ROWS} that lightly-mundig is asked for"
     task_ids = [int(candidates[index]) for index in indices]
     logger.info("seeded tasks=%d pool=%d strategy=%s engine=%s", len(task_ids), len(pool), strategy, engine)
     return Seed(task_ids, strategy, engine, reason)

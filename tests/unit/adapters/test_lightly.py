@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import backend
-from backend.adapters import lightly
 from backend.adapters.lightly import select_first_batch
 from backend.errors import SelectionError
 from backend.learning.coreset import select_coreset, typicality
@@ -75,15 +74,6 @@ def test_engine_and_twin_agree_on_larger_data(tmp_path, strategy, preselected, s
     radii = [covering_radius(rows, [*preselected, *picks.indices]) for picks in (engine, twin)]
     assert radii[0] == pytest.approx(radii[1], rel=1e-3)
     assert len(set(engine.indices) & set(twin.indices)) >= 57
-
-
-def test_large_pools_are_left_to_the_twin_without_weights(monkeypatch, tmp_path):
-    """Above ENGINE_ROWS `coreset` does not start the engine, and says so; `typical_coreset` still does."""
-    monkeypatch.setattr(lightly, "ENGINE_ROWS", 49)
-    selection = select_first_batch(photos(50), budget=5, strategy="coreset", random_state=0)
-    assert (selection.engine, selection.indices) == ("numpy", select_coreset(normalise(photos(50)), budget=5))
-    assert selection.reason == "50 rows are more than the 49 that lightly-mundig is asked for"
-    assert select_first_batch(photos(50), budget=5, random_state=0).engine == "lightly-mundig"
 
 
 def test_a_strategy_that_is_not_lightly_s_is_refused():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from backend.learning import features as features_module
-from backend.learning.features import FeatureSpace, evenly_spaced, normalise, plain_space, pool_space
+from backend.learning.features import FeatureSpace, evenly_spaced, normalise, plain_space, pool_space, to_float32
 
 
 def test_normalise_by_hand():
@@ -77,3 +77,34 @@ def test_an_even_sample_by_hand():
     assert evenly_spaced(2, 5).tolist() == [0, 1]
     assert evenly_spaced(0, 5).tolist() == []
     assert len(set(evenly_spaced(1000, 999).tolist())) == 999
+
+
+def test_every_float16_is_widened_exactly():
+    """All 65,536 of them: subnormal numbers, both zeros, infinities and NaN."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    for some in (halves, halves[np.abs(halves) < 100], halves[np.abs(halves) < 1e-4], halves.reshape(256, 256)[:, ::3]):
+        wide, expected = to_float32(some), some.astype(np.float32)
+        np.testing.assert_array_equal(wide, expected)
+        np.testing.assert_array_equal(np.signbit(wide), np.signbit(expected))
+        assert wide.dtype == np.float32
+
+
+def test_a_copy_is_made_whatever_the_type():
+    """The caller may write to it."""
+    rows = np.ones((2, 3), dtype=np.float32)
+    to_float32(rows)[:] = 0
+    assert rows.all()
+    assert to_float32([[1, 2]]).dtype == np.float32
+
+
+def test_features_of_a_large_pool_are_made_block_by_block(monkeypatch):
+    """In blocks of one row the same, and as float16 those of the rows asked for."""
+    embeddings = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float16)
+    space = pool_space(embeddings, [1, 1, 1, 1, 0.2])
+    expected = space.features(embeddings)
+    monkeypatch.setattr(features_module, "CACHE_ENTRIES", 7)
+    np.testing.assert_allclose(space.features(embeddings), expected, rtol=1e-5)
+    halves = space.half_features(embeddings, np.array([7, 2]))
+    assert halves.dtype == np.float16
+    np.testing.assert_allclose(halves, expected[[7, 2]], atol=3e-4)
+    np.testing.assert_allclose(space.half_features(embeddings), expected, atol=3e-4)

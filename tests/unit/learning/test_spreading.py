@@ -124,3 +124,18 @@ def test_pools_smaller_than_the_neighborhood(n_rows):
     starts = np.zeros((n_rows, 1, 2))
     starts[0, 0, 1] = 1
     np.testing.assert_allclose(spread_labels(graph, starts)[0, 0], [0, 1])
+
+
+def test_a_graph_needs_the_features_of_its_nodes_only(monkeypatch):
+    """Of 40 rows ten are nodes: the same graph from their features alone, and from float16."""
+    monkeypatch.setattr(spreading, "MAX_NODES", 10)
+    features = normalise(np.random.default_rng(0).normal(size=(40, 6)).astype(np.float16))
+    whole = neighbor_graph(features)
+    rows = spreading.node_rows(40)
+    for nodes in (features[rows], features[rows].astype(np.float16)):
+        graph = neighbor_graph(nodes, rows)
+        assert graph.rows.tolist() == whole.rows.tolist() == [0, 4, 8, 13, 17, 21, 26, 30, 34, 39]
+        assert graph.features.dtype == np.float32
+        np.testing.assert_allclose(graph.links.toarray(), whole.links.toarray(), atol=1e-2)
+    with pytest.raises(ValueError, match="features of 40 rows and 10 row numbers"):
+        neighbor_graph(features, rows)

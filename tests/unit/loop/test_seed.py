@@ -10,6 +10,7 @@ from backend.config import SEED_STRATEGIES
 from backend.errors import SelectionError
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.pool import Pool
+from backend.loop import seed as seed_module
 from backend.loop.seed import select_seed
 
 # Three colours, two or three pictures each; ids are far from row numbers on purpose.
@@ -46,6 +47,22 @@ def test_a_batch_is_that_of_its_strategy(table: EmbeddingTable, strategy: str) -
         assert (seed.engine, seed.reason) == ("lightly-mundig", None)
     else:
         assert (seed.engine, seed.reason) == ("numpy", f"{strategy} is not a strategy of Lightly's")
+
+
+@pytest.mark.parametrize("strategy", SEED_STRATEGIES)
+def test_a_large_pool_is_not_given_to_the_engine(
+    table: EmbeddingTable, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more images than ENGINE_ROWS the twin chooses, from features in float16, and the reason is said."""
+    monkeypatch.setattr(seed_module, "ENGINE_ROWS", 5)
+    everything, pool = Pool(table.embeddings), [101, 102, 204, 305, 306]
+    seed = select_seed(table, everything, pool, [203], strategy=strategy, budget=3, n_classes=3, random_state=5)
+    features = everything.space().half_features(table.embeddings)
+    expected = FIRST_BATCH_STRATEGIES[strategy](features, budget=3, preselected=[2], n_classes=3, random_state=5)
+    assert list(seed.task_ids) == [list(COLOURS)[index] for index in expected]
+    assert seed.engine == "numpy"
+    if strategy in ("coreset", "typical_coreset"):
+        assert seed.reason == "6 images are more than the 5 that lightly-mundig is asked for"
 
 
 def test_what_is_labeled_is_not_chosen_again(table: EmbeddingTable) -> None:
