@@ -1,7 +1,8 @@
 """How fast are pictures embedded? Beside plain torch and the bare network; one worker and two; features alike?
 
-Every figure is a rate in pictures per second: the median of repetitions in which all contenders take turns. A worker is
-a process of its own, as in the service; all that the first table compares shares one core: network, decoding, fetching.
+Every figure is a rate in pictures per second: the median of repetitions in which all contenders take turns; and beside
+it the processor time of a picture, which others on the machine disturb less. A worker is a process of its own, as in
+the service; all that the first table compares shares one core: network, decoding, fetching.
 
     python -m benchmarks.embedding [--images DIR --weights FILE --backbone NAME] [--pictures 192] [--repetitions 7]
 
@@ -79,7 +80,7 @@ def measure(task: tuple[Any, ...], n_repetitions: int) -> dict[str, Any]:
         workers.append(Worker(task, {cores[0]}, server.server_port))
         alone = workers[0]
         agreement = alone.ask("agreement")
-        contenders: dict[str, Callable[[], float]] = {}
+        contenders: dict[str, Contender] = {}
         for size in BATCH_SIZES:
             contenders[f"torch, {size} at once"] = partial(_rate, [alone], "torch", size)
             contenders[f"network, {size} at once"] = partial(_rate, [alone], "network", size)
@@ -108,23 +109,28 @@ def measure(task: tuple[Any, ...], n_repetitions: int) -> dict[str, Any]:
     return {"agreement": agreement, "one_core": one_core, "scaling": scaling}
 
 
-def in_turns(contenders: dict[str, Callable[[], float]], n_repetitions: int) -> dict[str, list[float]]:
-    """Rates of each contender, one after the other and all over again; a first round is thrown away."""
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+Contender = Callable[[], tuple[float, float]]
+
+
+def in_turns(contenders: dict[str, Contender], n_repetitions: int) -> dict[str, dict[str, list[float]]]:
+    """Rates and processor times of each contender, one after the other and over again; a first round is thrown away."""
+    found: dict[str, dict[str, list[float]]] = {name: {"rates": [], "processor_ms": []} for name in contenders}
     for repetition in range(n_repetitions + 1):
         for name, run in contenders.items():
-            rate = run()
+            rate, processor_ms = run()
             if repetition:
-                rates[name].append(round(rate, 2))
-    return rates
+                found[name]["rates"].append(round(rate, 2))
+                found[name]["processor_ms"].append(round(processor_ms, 3))
+    return found
 
 
-def _rate(workers: Sequence[Worker], work: str, *options: int) -> float:
-    """Pictures per second of some workers that start together, until the last is done."""
+def _rate(workers: Sequence[Worker], work: str, *options: int) -> tuple[float, float]:
+    """Pictures per second of some workers that start together, until the last is done; processor ms per picture."""
     for worker in workers:
         worker.send(work, *options)
     answers = [worker.receive() for worker in workers]
-    return float(sum(n for n, _ in answers) / max(took for _, took in answers))
+    n_pictures = sum(n for n, _, _ in answers)
+    return n_pictures / max(took for _, took, _ in answers), 1000 * sum(cpu for _, _, cpu in answers) / n_pictures
 
 
 def show(result: dict[str, Any]) -> None:
@@ -132,25 +138,31 @@ def show(result: dict[str, Any]) -> None:
     agreement, one_core, scaling = result["agreement"], result["one_core"], result["scaling"]
     print(f"{result['backbone']}, weights {result['weights']}, images {result['images']}; {agreement['engine']}")
     print(f"features beside plain torch: least cosine of a block {agreement['least_cosine']:.6f}")
-    print("\non one core".ljust(36) + "pictures/s   (least to most)   beside")
+    print("\non one core".ljust(34) + _HEAD)
     bare = "network, as the worker batches"
-    for name, rates in one_core.items():
-        other = name.replace("network", "torch") if name in one_core and "at once" in name else bare
-        print(_line(name, rates, one_core[other], other if other != name else ""))
+    for name, found in one_core.items():
+        other = name.replace("network", "torch") if "at once" in name else bare
+        print(_line(name, found, one_core[other], other if other != name else ""))
     for size in BATCH_SIZES:
-        torch_rates = one_core[f"torch, {size} at once"]
-        print(_line("worker, files", one_core["worker, files"], torch_rates, f"torch, {size} at once"))
+        print(_line("worker, files", one_core["worker, files"], one_core[f"torch, {size} at once"], f"torch, {size}"))
     if scaling:
-        print("\nworkers".ljust(36) + "pictures/s   (least to most)   beside")
-        one = scaling["one worker on one core"]
-        for name, rates in scaling.items():
-            print(_line(name, rates, one, "one worker on one core" if rates is not one else ""))
+        print("\nworkers, files".ljust(34) + _HEAD)
+        one = "one worker on one core"
+        for name, found in scaling.items():
+            print(_line(name, found, scaling[one], one if name != one else ""))
 
 
-def _line(name: str, rates: list[float], others: list[float], other: str) -> str:
-    ratio = statistics.median(a / b for a, b in zip(rates, others, strict=True))
-    beside = f"x {ratio:.2f} of {other}" if other else ""
-    return f"{name:<35}{statistics.median(rates):>10.1f}   ({min(rates):.1f} to {max(rates):.1f})".ljust(68) + beside
+_HEAD = "pictures/s   (least to most)   processor ms"
+
+
+def _line(name: str, found: dict[str, list[float]], beside: dict[str, list[float]], other: str) -> str:
+    rates = found["rates"]
+    ratio = statistics.median(a / b for a, b in zip(rates, beside["rates"], strict=True))
+    spread = f"({min(rates):.1f} to {max(rates):.1f})"
+    columns = (
+        f"{name:<33}{statistics.median(rates):>10.1f}   {spread:<18}{statistics.median(found['processor_ms']):>10.2f}"
+    )
+    return columns + (f"   x {ratio:.2f} of {other}" if other else "")
 
 
 class Worker:
@@ -196,7 +208,7 @@ def _work(connection: Connection, task: tuple[Any, ...], cores: set[int], port: 
 
 
 class _Bench:
-    """What a worker can be asked; all but `agreement` answer (pictures, seconds)."""
+    """What a worker can be asked; all but `agreement` answer (pictures, seconds, processor seconds)."""
 
     def __init__(self, backbone: str, weights: Path, images: Path, n_pictures: int, port: int) -> None:
         import torch
@@ -228,36 +240,42 @@ class _Bench:
         engine = "ONNX Runtime" if backbone._engine is not None else "torch (ONNX Runtime is not there)"
         return {"engine": engine, "least_cosine": least, "batch_size": self._backbone.batch_size}
 
-    def torch(self, size: int) -> tuple[int, float]:
+    def torch(self, size: int) -> tuple[int, float, float]:
         """The network of torchvision as it comes, float32, pictures already normalised; without details."""
         import torch
 
-        started = time.perf_counter()
+        stop = _stopwatch()
         with torch.inference_mode():
             for start in range(0, len(self._inputs), size):
                 self._torch_network(self._inputs[start : start + size])
-        return len(self._inputs), time.perf_counter() - started
+        return len(self._inputs), *stop()
 
-    def network(self, size: int) -> tuple[int, float]:
+    def network(self, size: int) -> tuple[int, float, float]:
         """Our network alone, on pictures already prepared."""
-        started = time.perf_counter()
+        stop = _stopwatch()
         for start in range(0, len(self._pixels), size):
             self._backbone.embed_prepared(self._pixels[start : start + size])
-        return len(self._pixels), time.perf_counter() - started
+        return len(self._pixels), *stop()
 
-    def files(self) -> tuple[int, float]:
+    def files(self) -> tuple[int, float, float]:
         """All the service does for pictures that are at hand: decoding, resizing, network."""
         return self._whole(self._files, self._decoded)
 
-    def http(self) -> tuple[int, float]:
+    def http(self) -> tuple[int, float, float]:
         """The same with pictures fetched from a server on this machine, which takes its own time on the cores."""
         side = self._backbone.input_side
         return self._whole(self._addresses, lambda address: self._loader.load(address, min_side=side))
 
-    def _whole(self, items: Sequence[Any], load: Callable[[Any], Image.Image]) -> tuple[int, float]:
-        started = time.perf_counter()
+    def _whole(self, items: Sequence[Any], load: Callable[[Any], Image.Image]) -> tuple[int, float, float]:
+        stop = _stopwatch()
         n_done = sum(len(batch) for batch in embed_in_batches(self._backbone, items, load))
-        return n_done, time.perf_counter() - started
+        return n_done, *stop()
+
+
+def _stopwatch() -> Callable[[], tuple[float, float]]:
+    """What gives the seconds since now, and the processor seconds of this process in them."""
+    wall, processor = time.perf_counter(), time.process_time()
+    return lambda: (time.perf_counter() - wall, time.process_time() - processor)
 
 
 class _Files(SimpleHTTPRequestHandler):
