@@ -203,9 +203,13 @@ def simulate(
     wanted = _whole_numbers(budgets)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         embedding = progress.add_task("embedding")
-        pictures = embed_folder(
-            backbone, images, lambda done, total: progress.update(embedding, completed=done, total=total)
-        )
+
+        def advance(done: int, total: int) -> None:
+            speed = progress.tasks[0].speed
+            text = f"embedding, {speed:.0f}/s" if speed else "embedding"
+            progress.update(embedding, completed=done, total=total, description=text)
+
+        pictures = embed_folder(backbone, images, advance)
         labeling = progress.add_task("labeling", total=len(names) * len(set(wanted)) * seeds)
         rows = []
         for row in run(

@@ -183,7 +183,7 @@ class Settings:
     )
     reconcile_interval_s: float = _setting(_seconds(1), 60.0, "pause between comparisons with Label Studio")
     keep_versions: int = _setting(_whole(1), 20, "model versions kept on disk")
-    embed_batch_size: int = _setting(_whole(1, 4096), 64, "images per embedding job")
+    embed_batch_size: int = _setting(_whole(1, 4096), 512, "images per embedding job")
     image_timeout_s: float = _setting(_seconds(0.1), 10.0, "longest wait for one image")
     max_image_bytes: int = _setting(_whole(1024), 64 * 2**20, "largest image file read")
     max_image_pixels: int = _setting(_whole(64), 100_000_000, "largest image decoded, width × height")

@@ -30,7 +30,9 @@ from xml.sax.saxutils import quoteattr
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Task as ProgressTask
+from rich.text import Text
 
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
@@ -51,6 +53,13 @@ LABEL_STUDIO_START_S = 180
 SERVICE_START_S = 120
 STOP_S = 10
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class _SpeedColumn(ProgressColumn):
+    """How many a second, of late."""
+
+    def render(self, task: ProgressTask) -> Text:
+        return Text(f"{task.speed:.0f}/s" if task.speed else "")
 
 
 @dataclass(frozen=True)
@@ -411,7 +420,8 @@ class Demo:
 
     @contextmanager
     def _progress(self, text: str, total: int) -> Iterator[Callable[..., None]]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        counts = MofNCompleteColumn(), _SpeedColumn(), TimeRemainingColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), *counts)
         started = time.monotonic()
         with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
             task = bar.add_task(text, total=total)

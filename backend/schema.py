@@ -275,10 +275,21 @@ class FinetuningRecord:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the embedding of one project is."""
+    """How far the embedding of one project is, in images.
+
+    images_per_s: since it was last planned, by all workers together; None until the first are done.
+    """
 
     done: int
     total: int
+    images_per_s: float | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at this rate; None while that is unknown."""
+        if self.done >= self.total:
+            return 0.0
+        return (self.total - self.done) / self.images_per_s if self.images_per_s else None
 
 
 @dataclass(frozen=True)

@@ -272,14 +272,20 @@ class Jobs:
             return int(BaseWorker.count(queue=self._queue(RETRAIN_QUEUE)))
 
     def set_progress(self, project_id: int, progress: Progress) -> None:
-        """Starts anew the count of images embedded."""
+        """Starts anew the count of images embedded, and the clock for their rate."""
         with self._translated():
-            self.redis.hset(_key(project_id, "progress"), mapping={"done": progress.done, "total": progress.total})
+            now = self._now()
+            fresh: dict[Any, float] = {"done": progress.done, "done_before": progress.done, "total": progress.total}
+            self.redis.hset(_key(project_id, "progress"), mapping=fresh | {"started": now, "advanced": now})
 
     def advance_progress(self, project_id: int, n_images: int) -> None:
         """Counts some more images as embedded."""
         with self._translated():
-            self.redis.hincrby(_key(project_id, "progress"), "done", n_images)
+            now = self._now()
+            with self.redis.pipeline() as pipeline:
+                pipeline.hincrby(_key(project_id, "progress"), "done", n_images)
+                pipeline.hset(_key(project_id, "progress"), "advanced", now)
+                pipeline.execute()
 
     def progress(self, project_id: int) -> Progress | None:
         """How far embedding is; None before the first plan."""
@@ -287,8 +293,15 @@ class Jobs:
             raw = self.redis.hgetall(_key(project_id, "progress"))
             if b"total" not in raw:
                 return None
-            total = int(raw[b"total"])
-            return Progress(min(int(raw[b"done"]), total), total)
+        done, total = int(raw[b"done"]), int(raw[b"total"])
+        took = float(raw.get(b"advanced", 0)) - float(raw.get(b"started", 0))
+        n_since = done - int(raw.get(b"done_before", 0))
+        return Progress(min(done, total), total, n_since / took if took > 0 and n_since > 0 else None)
+
+    def _now(self) -> float:
+        """Seconds by Redis' clock, which all workers share."""
+        seconds, microseconds = self.redis.time()
+        return float(seconds) + float(microseconds) / 1e6
 
     def set_note(self, project_id: int, name: str, text: str | None) -> None:
         """Keeps a short text about the project (the last error, a mark of what was seen); None deletes it."""

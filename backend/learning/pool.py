@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from backend.learning.coreset import row_blocks, typicality
 from backend.learning.features import Features, FeatureSpace, pool_space, principal_axes
-from backend.learning.spreading import MAX_NODES, NeighborGraph, entry_points, neighbor_graph
+from backend.learning.spreading import MAX_NODES, NeighborGraph, entry_points, neighbor_graph, node_rows
 
 Floats = NDArray[np.float64]
 
@@ -66,20 +66,17 @@ class Pool:
             self._spaces[detail_weight] = pool_space(self.embeddings, scale)
         return self._spaces[detail_weight]
 
-    def features(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> Features:
-        """Features (N, D) of all images."""
-        return self.space(detail_weight).features(self.embeddings)
-
     def graph(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> NeighborGraph:
         """The neighbor graph of the features with this weight."""
         if detail_weight not in self._graphs:
-            self._graphs[detail_weight] = neighbor_graph(self.features(detail_weight))
+            rows = node_rows(len(self.embeddings))
+            self._graphs[detail_weight] = neighbor_graph(self.space(detail_weight).features(self.embeddings[rows]), rows)
         return self._graphs[detail_weight]
 
     def typicality(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> Floats:
         """How typical each image is of all, (N,) in 0..1; see `coreset.typicality`. About a second for 5,000 images."""
         if detail_weight not in self._typicality:
-            features = self.features(detail_weight)
+            features = self.space(detail_weight).half_features(self.embeddings)
             self._typicality[detail_weight] = typicality(features, exact_rows=MAX_NODES)
         return self._typicality[detail_weight]
 

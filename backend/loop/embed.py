@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
@@ -14,18 +15,19 @@ from PIL import Image
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore, EmbeddingTable, ImageFailure
 from backend.adapters.images import ImageLoader
-from backend.adapters.jobs import Jobs
+from backend.adapters.jobs import RETRAIN_QUEUE, Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.choices import parse_labeling_config
 from backend.errors import ImageError
+from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches, n_loaders
 from backend.loop.projects import register_project
 from backend.schema import Progress, Task, ValidationFilter, ValidationSplit
 
 logger = logging.getLogger(__name__)
 
-N_FETCHERS = 8
-"""Images fetched and decoded at once; fetching waits for Label Studio, decoding releases the interpreter lock."""
+WRITE_EVERY_S = 2.0
+"""Pause between two writes of embeddings: what a killed worker has to do again, at most. A write takes about 15 ms."""
 
 
 class Embedder:
@@ -94,10 +96,25 @@ class Embedder:
         return len(missing)
 
     def embed_batch(self, project_id: int, tasks: Sequence[Task]) -> None:
-        """Embeds what is still missing of a planned batch; the last batch of a plan asks for the next plan."""
-        self.embed_now(project_id, tasks)
-        self._jobs.advance_progress(project_id, len(tasks))
-        if not self._jobs.queued_buckets(project_id):
+        """Embeds what is still missing of a planned batch; the last batch of a plan asks for the next plan.
+
+        When a retrain begins to wait, what is left of the batch is queued again, behind it.
+        """
+        backbone = self.backbone(project_id)
+        missing = self._missing(project_id, tasks, backbone)
+        if len(missing) < len(tasks):
+            self._jobs.advance_progress(project_id, len(tasks) - len(missing))
+        if len(missing) >= WORTH_ACCELERATING:
+            backbone.accelerate()
+
+        def may_go_on(n_embedded: int) -> bool:
+            self._jobs.advance_progress(project_id, n_embedded)
+            return not self._jobs.queue_depths()[RETRAIN_QUEUE]
+
+        left = self._embed(project_id, missing, backbone, may_go_on)
+        if left:
+            self._jobs.enqueue_batch(project_id, left[0].id // self._batch_size, left)
+        elif not self._jobs.queued_buckets(project_id):
             self._jobs.request_embedding(project_id)
 
     def embed_now(self, project_id: int, tasks: Sequence[Task], backbone: Backbone | None = None) -> None:
@@ -105,40 +122,66 @@ class Embedder:
 
         With the project's backbone unless another is given.
         """
-        started = time.monotonic()
         backbone = backbone or self.backbone(project_id)
+        self._embed(project_id, self._missing(project_id, tasks, backbone), backbone, lambda _: True)
+
+    def _missing(self, project_id: int, tasks: Sequence[Task], backbone: Backbone) -> list[Task]:
+        return missing_tasks(self._store(project_id, backbone.fingerprint, backbone.dim).read(), tasks)
+
+    def _embed(
+        self, project_id: int, tasks: Sequence[Task], backbone: Backbone, may_go_on: Callable[[int], bool]
+    ) -> Sequence[Task]:
+        """Embeds tasks and writes as it goes; those left when `may_go_on`, told the size of each batch, said no."""
+        if not tasks:
+            return []
+        started = written = time.monotonic()
+        hostname = self._own_hostname(project_id)
         store = self._store(project_id, backbone.fingerprint, backbone.dim)
-        missing = missing_tasks(store.read(), tasks)
-        if not missing:
-            return
-        loaded = self.load_images(project_id, missing, min_side=backbone.input_side)
-        good = [(task, image) for task, image in zip(missing, loaded, strict=True) if not isinstance(image, ImageError)]
-        rows = []
-        if good:
-            embeddings = backbone.embed([image for _, image in good])
-            rows = [
-                EmbeddingRow(task.id, task.image or "", embedding=embedding)
-                for (task, _), embedding in zip(good, embeddings, strict=True)
-            ]
-        for task, failure in zip(missing, loaded, strict=True):
-            if isinstance(failure, ImageError):
-                logger.warning("image left out project=%d task=%d: %s", project_id, task.id, failure)
-                rows.append(
-                    EmbeddingRow(task.id, task.image or "", failure=ImageFailure(str(failure), failure.transient))
-                )
-        store.upsert(rows)
+        rows: list[EmbeddingRow] = []
+        n_done = n_failed = 0
+
+        def load(task: Task) -> Image.Image:
+            return self._load(task, hostname, backbone.input_side)
+
+        try:
+            with closing(embed_in_batches(backbone, tasks, load)) as batches:
+                for batch in batches:
+                    for task, outcome in batch:
+                        reference = task.image or ""
+                        if isinstance(outcome, ImageError):
+                            logger.warning("image left out project=%d task=%d: %s", project_id, task.id, outcome)
+                            failure = ImageFailure(str(outcome), outcome.transient)
+                            rows.append(EmbeddingRow(task.id, reference, failure=failure))
+                            n_failed += 1
+                        else:
+                            rows.append(EmbeddingRow(task.id, reference, embedding=outcome))
+                    n_done += len(batch)
+                    if time.monotonic() - written >= WRITE_EVERY_S:
+                        store.upsert(rows)
+                        rows, written = [], time.monotonic()
+                    if not may_go_on(len(batch)):
+                        break
+        finally:
+            store.upsert(rows)
         took = time.monotonic() - started
-        n_failed = len(missing) - len(good)
         logger.info(
             "embedded project=%d images=%d failed=%d took=%.1fs (%.0f/s)",
-            project_id, len(missing), n_failed, took, len(missing) / max(took, 1e-6),
+            project_id, n_done, n_failed, took, n_done / max(took, 1e-6),
         )  # fmt: skip
+        return tasks[n_done:]
 
     def load_images(self, project_id: int, tasks: Sequence[Task], *, min_side: int) -> list[Image.Image | ImageError]:
         """The tasks' pictures, or why one cannot be had, in order; `min_side` as for `ImageLoader.load`."""
         hostname = self._own_hostname(project_id)
-        with ThreadPoolExecutor(max_workers=N_FETCHERS, thread_name_prefix="fetch") as pool:
-            return list(pool.map(lambda task: self._load(task, hostname, min_side), tasks))
+
+        def load(task: Task) -> Image.Image | ImageError:
+            try:
+                return self._load(task, hostname, min_side)
+            except ImageError as exc:
+                return exc
+
+        with ThreadPoolExecutor(n_loaders(), thread_name_prefix="fetch") as threads:
+            return list(threads.map(load, tasks))
 
     def forget(self, project_id: int, task_ids: Sequence[int], backbone: Backbone | None = None) -> None:
         """Deletes the embeddings and failures of some tasks, of the project's backbone unless another is given."""
@@ -191,16 +234,13 @@ class Embedder:
         hostname = (self._registry.project_facts(project_id) or {}).get("hostname")
         return str(hostname).rstrip("/") if hostname else ""
 
-    def _load(self, task: Task, hostname: str, min_side: int) -> Image.Image | ImageError:
+    def _load(self, task: Task, hostname: str, min_side: int) -> Image.Image:
         if task.image is None:
-            return ImageError(f"task {task.id} has no text in the field that the labeling config shows as image")
-        try:
-            reference = task.image
-            if hostname and reference.startswith(f"{hostname}/data/"):
-                reference = reference.removeprefix(hostname)
-            return self._images.load(reference, task_id=task.id, min_side=min_side)
-        except ImageError as exc:
-            return exc
+            raise ImageError(f"task {task.id} has no text in the field that the labeling config shows as image")
+        reference = task.image
+        if hostname and reference.startswith(f"{hostname}/data/"):
+            reference = reference.removeprefix(hostname)
+        return self._images.load(reference, task_id=task.id, min_side=min_side)
 
     def _store(self, project_id: int, fingerprint: str | None = None, dim: int | None = None) -> EmbeddingStore:
         if fingerprint is None or dim is None:

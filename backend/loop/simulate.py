@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from backend.adapters.backbones import Backbone
@@ -28,6 +29,7 @@ from backend.learning.features import normalise, plain_space
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import Head, fit_head
 from backend.learning.pool import Pool
+from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches
 from backend.loop.rounds import Round, Stopwatch, evaluate_labels, plan_round
 from backend.schema import TrainingLabels
 
@@ -38,8 +40,6 @@ HELD_OUT = 5
 
 PLAIN_STRENGTH = 100.0
 """Strength of the plain learner of `baseline`."""
-
-EMBED_BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,27 +74,33 @@ def embed_folder(backbone: Backbone, folder: Path, advance: Callable[[int, int],
     Raises ImageError unless there are at least two class folders with images.
     """
     files = [(path, parent.name) for parent in sorted(folder.glob("*/")) for path in sorted(parent.glob("*"))]
+    if len(files) >= WORTH_ACCELERATING:
+        backbone.accelerate()
+
+    def load(file: tuple[Path, str]) -> Image.Image:
+        try:
+            return decode(file[0].read_bytes(), min_side=backbone.input_side)
+        except OSError as exc:
+            raise ImageError(f"cannot be read ({exc})") from exc
+
     embeddings: list[NDArray[np.float32]] = []
     labels: list[str] = []
-    n_unreadable = 0
-    for start in range(0, len(files), EMBED_BATCH):
-        images = []
-        for path, label in files[start : start + EMBED_BATCH]:
-            try:
-                images.append(decode(path.read_bytes(), min_side=backbone.input_side))
+    n_done = 0
+    for batch in embed_in_batches(backbone, files, load):
+        for (path, label), outcome in batch:
+            if isinstance(outcome, ImageError):
+                logger.warning("left out %s: %s", path, outcome)
+            else:
+                embeddings.append(outcome)
                 labels.append(label)
-            except (ImageError, OSError) as exc:
-                logger.warning("left out %s: %s", path, exc)
-                n_unreadable += 1
-        if images:
-            embeddings.append(backbone.embed(images))
-        advance(min(start + EMBED_BATCH, len(files)), len(files))
+        n_done += len(batch)
+        advance(n_done, len(files))
     if len(set(labels)) < 2:
         raise ImageError(
             f"{folder} holds images of {len(set(labels))} classes; expected a folder per class, two or more"
         )
     return LabeledImages(
-        np.concatenate(embeddings).astype(np.float16), np.array(labels), n_unreadable, backbone.n_details
+        np.stack(embeddings).astype(np.float16), np.array(labels), len(files) - len(labels), backbone.n_details
     )
 
 

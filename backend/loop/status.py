@@ -12,7 +12,7 @@ from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import ProjectNotFoundError, RedisUnavailableError, VersionNotFoundError
 from backend.loop.backbones import BACKBONE_WARNING
-from backend.schema import VersionRecord
+from backend.schema import Progress, VersionRecord
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -80,7 +80,7 @@ class StatusReader:
                 lambda: self._jobs.note(project_id, BACKBONE_WARNING) or self._jobs.note(0, BACKBONE_WARNING)
             ),
             "finetuning": self._finetuning(project_id),
-            "embedding": {"done": progress.done, "total": progress.total} if progress else None,
+            "embedding": self._embedding(progress),
             "image_failures": self._registry.image_failures(project_id),
             "n_workers": self._ask(self._jobs.n_workers),
             "last_error": self._last_error(project_id),
@@ -202,6 +202,17 @@ class StatusReader:
             "labels_used": record.labels_used if record else None,
             "note": self._ask(lambda: self._jobs.note(0, FINETUNING_OBSTACLE)) or note,
             "error": record.error if record else None,
+        }
+
+    @staticmethod
+    def _embedding(progress: Progress | None) -> dict[str, Any] | None:
+        if progress is None:
+            return None
+        return {
+            "done": progress.done,
+            "total": progress.total,
+            "images_per_s": progress.images_per_s,
+            "seconds_left": progress.seconds_left,
         }
 
     @staticmethod

@@ -320,19 +320,26 @@ class TinyBackbone(Backbone):
     weights_source = "descriptor"
     warning = None
     input_side = training_side = 1
+    batch_size = 2
 
     def __init__(self, fingerprint: str = "f00d", weights: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
         self.fingerprint = fingerprint
         self.weights = tuple(weights)
         self.n_embedded = 0
+        self.accelerated = False
         self.finetuning_obstacle: str | None = None
         self.tuned_weights: Sequence[float] | BaseException = (1.0, 1.0, 1.0)
         self.trained_on: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.intp]]] = []
 
-    def embed(self, images: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
-        self.n_embedded += len(images)
-        colours = [np.asarray(image).reshape(-1, 3).mean(axis=0) / 255 for image in images]
-        return np.array(colours, dtype=np.float32).reshape(-1, 3) * np.array(self.weights, dtype=np.float32)
+    def prepare(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        return np.asarray(image).reshape(-1, 3).mean(axis=0).round().astype(np.uint8).reshape(1, 1, 3)
+
+    def embed_prepared(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        self.n_embedded += len(pixels)
+        return pixels.reshape(-1, 3) / np.float32(255) * np.array(self.weights, dtype=np.float32)
+
+    def accelerate(self) -> None:
+        self.accelerated = True
 
     def training_pixels(self, images: Sequence[Image.Image]) -> npt.NDArray[np.uint8]:
         return np.array([np.asarray(image) for image in images], dtype=np.uint8).reshape(-1, 1, 1, 3)

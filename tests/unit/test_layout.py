@@ -65,7 +65,21 @@ def test_only_the_config_module_reads_the_environment() -> None:
 def test_learning_knows_no_project_file_or_network() -> None:
     """Arrays in, arrays out: only numerical packages, and of ours only errors and other learning modules."""
     allowed = {"__future__", "collections", "dataclasses", "functools", "math", "types", "typing"}
-    allowed |= {"heapq", "itertools", "warnings", "numpy", "scipy", "sklearn", "threadpoolctl", "torch", "backend"}
+    allowed |= {
+        "concurrent",
+        "heapq",
+        "io",
+        "itertools",
+        "warnings",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "threadpoolctl",
+        "torch",
+        "onnx",
+        "onnxruntime",
+    }
+    allowed |= {"backend"}
     for module in MODULES:
         if module.startswith("backend.learning"):
             names = imported(tree_of(module))

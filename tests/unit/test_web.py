@@ -557,7 +557,7 @@ def test_the_status_of_a_project(project: World, client: FlaskClient) -> None:
         "training": "idle",
         "accuracy": 0.75,
         "last_error": "Label Studio was away",
-        "embedding": {"done": 3, "total": 4},
+        "embedding": {"done": 3, "total": 4, "images_per_s": None, "seconds_left": None},
         "image_failures": {"4": "HTTP 404"},
         "n_workers": 0,
         "labels_by_class": {"cat": 1, "dog": 1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import subprocess
 import sys
 import threading
@@ -21,7 +22,14 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from backend.adapters.backbones import DescriptorBackbone, _download, _DownloadError, load_backbone
+from backend.adapters import backbones
+from backend.adapters.backbones import (
+    DescriptorBackbone,
+    NetworkBackbone,
+    _download,
+    _DownloadError,
+    load_backbone,
+)
 from backend.errors import BackboneError
 from backend.learning import finetuning
 from backend.learning.pool import Pool
@@ -142,6 +150,110 @@ def test_features_do_not_depend_on_the_batch(tmp_path: Path, state_dict: dict[st
     together = backbone.embed(pictures)
     np.testing.assert_allclose(together[17], backbone.embed(pictures[17:])[0], rtol=1e-4, atol=1e-5)
     assert backbone.embed([]).shape == (0, backbone.dim)
+
+
+# ---- faster engines
+
+
+def least_cosine(backbone: NetworkBackbone, one: np.ndarray, other: np.ndarray) -> float:
+    """Of any picture's last stage or block of details."""
+    pairs = zip(backbone._blocks(one), backbone._blocks(other), strict=True)
+    return min(float((a * b).sum(axis=1).min()) for a, b in pairs)
+
+
+def loaded(folder: Path, name: str) -> NetworkBackbone:
+    backbone = load_backbone(name, saved(folder, random_state_dict(name)), device="cpu")
+    assert isinstance(backbone, NetworkBackbone)
+    return backbone
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "vit_b_32", "swin_t"])
+def test_an_accelerated_network_gives_the_same_features(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every block of every picture within 0.999, for convolutions and transformers; the fingerprint stays."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed here; `make dev` installs it")
+    caplog.set_level(logging.INFO)
+    backbone = loaded(tmp_path, name)
+    pictures = [noise(n, (80 + 60 * n, 200)) for n in range(9)] + [Image.new("RGB", (50, 70), "red")]
+    fingerprint, plain = backbone.fingerprint, backbone.embed(pictures)
+    for _ in range(2):
+        backbone.accelerate()
+    assert [record.message.partition(" took")[0] for record in caplog.records] == [
+        f"embedding with ONNX Runtime backbone={name} threads={backbone._n_threads}"
+    ]
+    fast = backbone.embed(pictures)
+    assert backbone._engine is not None
+    assert least_cosine(backbone, plain, fast) >= 0.999
+    assert backbone.fingerprint == fingerprint
+    assert backbone.embed([]).shape == (0, backbone.dim)
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "onnx"])
+def test_without_onnx_runtime_torch_goes_on(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says so and how to get it; the features are those of before, to the last bit."""
+    backbone = loaded(tmp_path, "squeezenet1_1")
+    plain = backbone.embed([noise(1), noise(2)])
+    monkeypatch.setitem(sys.modules, missing, None)
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        backbone.accelerate()
+    (record,) = caplog.records
+    assert record.message.startswith("embedding with torch")
+    assert "pip install onnxruntime onnx" in record.message
+    np.testing.assert_array_equal(backbone.embed([noise(1), noise(2)]), plain)
+
+
+def test_an_engine_whose_features_are_off_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An eighth of noise on the outputs turns each block by more than a cosine of 0.999: torch goes on."""
+    backbone = loaded(tmp_path, "squeezenet1_1")
+
+    def inexact(*_: object, **__: object) -> Any:
+        def compute(pixels: np.ndarray) -> np.ndarray:
+            exact = backbone._run_torch(pixels)
+            return exact * np.random.default_rng(0).uniform(0.75, 1.25, exact.shape).astype(np.float32)
+
+        return compute
+
+    monkeypatch.setattr(backbones, "OnnxNetwork", inexact)
+    plain = backbone.embed([noise(1)])
+    backbone.accelerate()
+    assert "its features are off" in caplog.text
+    np.testing.assert_array_equal(backbone.embed([noise(1)]), plain)
+
+
+def test_pictures_at_once_are_halved_until_the_memory_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that holds three: batches of 16 become 8, 4 and 2, which stays so; features are in order."""
+    backbone = loaded(tmp_path, "squeezenet1_1")
+    pictures = [noise(n) for n in range(11)]
+    expected = backbone.embed(pictures)
+    stacked_blocks, sizes = backbone._stacked_blocks, []
+
+    def small_device(pixels: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return stacked_blocks(pixels)
+
+    monkeypatch.setattr(backbone, "_stacked_blocks", small_device)
+    backbone._torch_batch = 16
+    prepared = np.stack([backbone.prepare(picture) for picture in pictures])
+    np.testing.assert_allclose(backbone.embed_prepared(prepared), expected, rtol=1e-3, atol=1e-4)
+    assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]
+    assert backbone._torch_batch == 2
+
+    def full_device(pixels: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(backbone, "_stacked_blocks", full_device)
+    with pytest.raises(BackboneError, match="does not hold one picture in squeezenet1_1; free some"):
+        backbone.embed_prepared(prepared)
 
 
 def test_the_callers_random_generator_is_left_alone(tmp_path: Path, state_dict: dict[str, torch.Tensor]) -> None:

@@ -333,12 +333,33 @@ def test_progress_is_counted_and_never_above_its_total(jobs: Jobs) -> None:
     """None before the first plan; batches done twice do not count beyond all images."""
     assert jobs.progress(3) is None
     jobs.set_progress(3, Progress(1, 4))
-    jobs.advance_progress(3, 2)
-    assert jobs.progress(3) == Progress(3, 4)
-    jobs.advance_progress(3, 2)
-    assert jobs.progress(3) == Progress(4, 4)
+    for expected in (3, 4):
+        jobs.advance_progress(3, 2)
+        progress = jobs.progress(3)
+        assert progress is not None
+        assert (progress.done, progress.total) == (expected, 4)
     jobs.set_progress(3, Progress(0, 6))
     assert jobs.progress(3) == Progress(0, 6)
+
+
+def test_the_rate_is_that_of_what_came_since_the_plan(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 images in the 5 s until the last batch, whatever was there before: 4 a second, so 70 more take 17.5 s."""
+    clock = iter([1000.0, 1003.0, 1005.0])
+    monkeypatch.setattr(jobs, "_now", lambda: next(clock))
+    jobs.set_progress(3, Progress(10, 100))
+    assert jobs.progress(3) == Progress(10, 100)
+    jobs.advance_progress(3, 8)
+    jobs.advance_progress(3, 12)
+    progress = jobs.progress(3)
+    assert progress == Progress(30, 100, 4.0)
+    assert progress.seconds_left == 17.5
+
+
+def test_the_time_left_is_nothing_at_the_end_and_unknown_at_the_start() -> None:
+    """Of a rate that is not known nothing can be said; of nothing left it need not be."""
+    assert Progress(0, 5).seconds_left is None
+    assert Progress(5, 5).seconds_left == 0
+    assert Progress(1, 5, 2.0).seconds_left == 2
 
 
 def test_progress_without_a_plan_is_no_progress(jobs: Jobs) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
-from fakes import LABEL_CONFIG, World, rgb
+from fakes import LABEL_CONFIG, World, build_world, rgb
+from PIL import Image
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.errors import LabelingConfigError
+from backend.loop.pipeline import WORTH_ACCELERATING
 from backend.schema import Progress, Task
 
 IMAGES = [rgb(10 * number, 5) for number in range(1, 6)]
@@ -152,3 +160,106 @@ def test_projects_keep_their_embeddings_apart(pictures: World) -> None:
     assert pictures.services.embedder.table(2).task_ids.tolist() == [1]
     assert pictures.services.embedder.table(2).embeddings[0].tolist() == [0, 1, 0]
     assert table(pictures).embeddings[0].tolist() != [0, 1, 0]
+
+
+DIE_IN_THE_MIDDLE = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from fakes import FakeImages, FakeLabelStudio, TinyBackbone, build_world, rgb
+from backend.config import Settings
+from backend.loop import embed
+from backend.schema import Task
+
+class Mortal(TinyBackbone):
+    def embed_prepared(self, pixels):
+        if self.n_embedded >= 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().embed_prepared(pixels)
+
+embed.WRITE_EVERY_S = 0.0
+settings = Settings(redis_url=sys.argv[3], data_dir=Path(sys.argv[4]), embed_batch_size=100)
+world = build_world(settings, FakeLabelStudio(), FakeImages(), Mortal())
+world.label_studio.add_project(1, [rgb(n) for n in range(1, 11)])
+world.services.embedder.plan(1)
+world.services.jobs.queues()[1].pop_job_id()
+world.services.embedder.embed_batch(1, [Task(n, rgb(n)) for n in range(1, 11)])
+"""
+
+
+def test_a_worker_killed_at_60_percent_goes_on_at_60_percent(world: World) -> None:
+    """A process is killed (SIGKILL) in the fourth of five batches of two; the next one embeds the other four only."""
+    root, settings = Path(__file__).resolve().parents[3], world.services.settings
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", DIE_IN_THE_MIDDLE, str(root), str(root / "tests" / "unit"),
+         settings.redis_url, str(settings.data_dir)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert world.jobs.progress(1) is not None
+    world.label_studio.add_project(1, [rgb(n) for n in range(1, 11)])
+    assert table(world).task_ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert world.services.embedder.plan(1) == 4
+    assert world.jobs.progress(1) == Progress(6, 10)
+    work(world)
+    assert world.backbone.n_embedded == 4
+    assert table(world).embeddings[:, 0].astype(float) * 255 == pytest.approx(range(1, 11), abs=0.1)
+
+
+def test_what_is_embedded_is_written_from_time_to_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error at the fifth picture loses none of the four before it, though no pause between writes had passed."""
+    world.label_studio.add_project(1, IMAGES)
+    load = world.images.load
+
+    def fail_at_last(reference: str, task_id: int | None = None, **options: object) -> Image.Image:
+        if task_id == 5:
+            raise RuntimeError("of no kind that is expected")
+        return load(reference, task_id, **options)
+
+    monkeypatch.setattr(world.images, "load", fail_at_last)
+    with pytest.raises(RuntimeError):
+        world.embed_all()
+    assert table(world).task_ids.tolist() == [1, 2, 3, 4]
+
+
+def test_a_label_does_not_wait_for_a_whole_batch(world: World) -> None:
+    """A retrain asked for meanwhile: after two of five pictures the rest goes to the end of the queue, once."""
+    settings = replace(world.services.settings, embed_batch_size=100)
+    large = build_world(settings, world.label_studio, world.images, world.backbone)
+    large.label_studio.add_project(1, IMAGES)
+    embedder = large.services.embedder
+    embedder.plan(1)
+    assert large.waiting() == ["embed_batch(1)"]
+    large.jobs.queues()[1].pop_job_id()
+    large.jobs.request_retrain(1)
+    embedder.embed_batch(1, [Task(n, image) for n, image in enumerate(IMAGES, start=1)])
+    assert embedder.table(1).task_ids.tolist() == [1, 2]
+    assert large.waiting() == ["retrain(1)", "embed_batch(1)"]
+    assert large.jobs.queued_buckets(1) == {0}
+    (rest,) = large.jobs.queues()[1].jobs
+    assert [task_id for task_id, _ in rest.args[1]] == [3, 4, 5]
+    large.jobs.queues()[0].empty()
+    work(large)
+    assert embedder.table(1).task_ids.tolist() == [1, 2, 3, 4, 5]
+    assert large.backbone.n_embedded == 5
+
+
+def test_only_large_batches_are_worth_getting_ready_for(world: World) -> None:
+    """99 pictures are embedded as it goes; for 100 the backbone is told."""
+    world.label_studio.add_project(1)
+    for n, expected in ((WORTH_ACCELERATING - 1, False), (WORTH_ACCELERATING, True)):
+        world.services.embedder.embed_batch(1, [Task(1000 * n + k, rgb(k % 256)) for k in range(n)])
+        assert world.backbone.accelerated is expected
+
+
+def test_the_rate_counts_what_was_embedded_since_the_plan(pictures: World) -> None:
+    """Of five pictures two are there: progress begins at two, and its rate is that of the others."""
+    pictures.services.embedder.embed_now(1, [Task(1, IMAGES[0]), Task(2, IMAGES[1])])
+    pictures.services.embedder.plan(1)
+    assert pictures.jobs.progress(1) == Progress(2, 5)
+    pictures.services.embedder.embed_batch(1, [Task(3, IMAGES[2])])
+    progress = pictures.jobs.progress(1)
+    assert progress is not None
+    assert (progress.done, progress.total) == (3, 5)
+    assert progress.images_per_s is not None
+    assert progress.seconds_left == pytest.approx(2 / progress.images_per_s)

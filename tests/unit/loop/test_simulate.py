@@ -185,7 +185,7 @@ def test_a_folder_is_embedded_without_its_broken_images(tmp_path: Path) -> None:
     found = embed_folder(TinyBackbone(), tmp_path, lambda done, total: seen.append((done, total)))
     assert found.labels.tolist() == ["cat", "dog"]
     assert (found.embeddings.shape, found.n_unreadable) == ((2, 3), 1)
-    assert seen == [(3, 3)]
+    assert seen == [(2, 3), (3, 3)]
     content = report([Row("a", 3, 0, 0.5)], found, TinyBackbone(), SETTINGS, 5)
     assert content["classes"] == {"cat": 1, "dog": 1}
     assert content["rows"] == [{"strategy": "a", "budget": 3, "seed": 0, "accuracy": 0.5}]
