@@ -514,7 +514,8 @@ def test_real_weights_tell_real_pictures_apart(name: str, file: str, dim: int) -
         for path in sorted((SHARED / "data" / "clothing" / kind).iterdir())[:12]:
             pictures.append(Image.open(path).convert("RGB"))
             kinds.append(kind)
-    features = Pool(backbone.embed(pictures), backbone.n_details).features()
+    embeddings = backbone.embed(pictures)
+    features = Pool(embeddings, backbone.n_details).space().features(embeddings)
     similarity = features @ features.T
     np.fill_diagonal(similarity, -1)
     hits = np.array(kinds) == np.array(kinds)[similarity.argmax(axis=1)]

@@ -548,7 +548,7 @@ def test_labels_outside_the_graph_are_looked_up_once(monkeypatch):
         return nearest(features, *args, **options)
 
     graph = pool.graph(0.15)
-    expected = spreading.entry_points(graph, rows, pool.features(0.15)[rows]).toarray()
+    expected = spreading.entry_points(graph, rows, pool.space(0.15).features(embeddings[rows])).toarray()
     monkeypatch.setattr(spreading, "_nearest", counted)
     pool.entry_points(0.15, rows[:-1])
     found = pool.entry_points(0.15, rows).toarray()

@@ -19,9 +19,9 @@ def test_spaces_and_graphs_are_made_once():
 def test_details_are_the_last_columns():
     """Without their weight, images that differ in details alone are one and the same."""
     embeddings = np.array([[1.0, 0.0, 0.2], [1.0, 0.0, 0.9], [0.0, 1.0, 0.2]])
-    features = Pool(embeddings, n_details=1).features(0.0)
+    features = Pool(embeddings, n_details=1).space(0.0).features(embeddings)
     np.testing.assert_allclose(features[0], features[1])
-    features = Pool(embeddings, n_details=1).features(0.35)
+    features = Pool(embeddings, n_details=1).space(0.35).features(embeddings)
     assert np.abs(features[0] - features[1]).max() > 0.01
 
 
