@@ -70,7 +70,9 @@ class Pool:
         """The neighbor graph of the features with this weight."""
         if detail_weight not in self._graphs:
             rows = node_rows(len(self.embeddings))
-            self._graphs[detail_weight] = neighbor_graph(self.space(detail_weight).features(self.embeddings[rows]), rows)
+            self._graphs[detail_weight] = neighbor_graph(
+                self.space(detail_weight).features(self.embeddings[rows]), rows
+            )
         return self._graphs[detail_weight]
 
     def typicality(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> Floats:

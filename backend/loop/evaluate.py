@@ -113,8 +113,8 @@ class Evaluator:
             pool = unlabeled(table, labels)
             measured = measure(head, table, labels) if head else None
             expected = None
-            if head is not None and pool:
-                expected = float(head.predict_proba(table.embeddings[table.rows_of(pool)]).max(axis=1).mean())
+            if head is not None and len(pool):
+                expected = float(head.predict_proba(table.embeddings[pool]).max(axis=1).mean())
             new = []
             if measured is not None and n_labels:
                 new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
@@ -123,7 +123,7 @@ class Evaluator:
             carried = carried_curve(record, fingerprint=record.fingerprint, validation_filter=record.validation_filter)
             curve = extended_curve(carried, new)
             outlook = foresee(
-                curve if head and pool else [],
+                curve if head and len(pool) else [],
                 target=self._settings.target_accuracy,
                 horizon=self._settings.window_size,
                 n_unlabeled=len(pool),

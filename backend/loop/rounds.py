@@ -18,7 +18,7 @@ from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
-from backend.learning.head import CrossValidation, FitResult, HeadSettings, choose_settings, fit
+from backend.learning.head import CrossValidation, FitResult, HeadSettings, choose_settings, fit, predict_pool
 from backend.learning.later_rounds import (
     ASK_OUT_OF_FOLD,
     ASK_TYPICALITY,
@@ -28,9 +28,11 @@ from backend.learning.later_rounds import (
 )
 from backend.learning.pool import Pool
 from backend.loop.queue import build_window
-from backend.loop.score import Scores, score
+from backend.loop.score import Scores, scores_of
 from backend.loop.seed import Seed, select_seed
 from backend.schema import TrainingLabels
+
+Ids = NDArray[np.int64]
 
 POOLS_KEPT = 4
 """Projects whose pools are kept; each costs up to 5,000 float32 rows for every weight of details that was chosen."""
@@ -60,7 +62,7 @@ class Round:
     """
 
     labeled: Sequence[int]
-    pool: Sequence[int]
+    pool: Ids
     fitted: FitResult | None
     scores: Scores | None
     seed: Seed | None
@@ -109,36 +111,54 @@ def plan_round(
     with watch.stage("fit"):
         labeled = trainable(table, labels)
         fitted = _fit(table, everything, labeled, labels, settings, chosen, start, seen)
-    pool = unlabeled(table, labels)
+    rows = unlabeled(table, labels)
+    pool = table.task_ids[rows]
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
-    waiting = frozenset(pool) - labels.skipped or frozenset(pool)
+    is_skipped = np.isin(pool, list(labels.skipped))
+    is_waiting = ~is_skipped | is_skipped.all()
     with watch.stage("seed"):
         seed = _seed(
-            table, everything, waiting, labeled, settings, n_classes, previous_seed, has_head=fitted is not None
-        )
-        waiting_seed = [task_id for task_id in seed.task_ids if task_id in waiting] if seed else []
+            table, everything, pool[is_waiting], labeled, settings, n_classes, previous_seed,
+            has_head=fitted is not None,
+        )  # fmt: skip
+        waiting_seed = _among(seed.task_ids, pool[is_waiting]) if seed else []
     with watch.stage("score"):
         scores = None
         if fitted is not None:
-            scores = score(fitted.head, table.embeddings[table.rows_of(pool)], settings.acquisition)
+            probabilities = predict_pool(fitted, everything)[rows]
+            scores = scores_of(fitted.head.classes, probabilities, settings.acquisition)
     with watch.stage("rank"):
         ranked: list[int] = []
         n_wanted = settings.window_size - len(waiting_seed)
         if fitted and scores and n_wanted > 0 and settings.acquisition in LATER_ROUND_STRATEGIES:
-            free = waiting.difference(waiting_seed)
-            rows = [row for row, task_id in enumerate(pool) if task_id in free]
-            ranked = _rank(
-                table, everything, labels, settings, labeled, [pool[row] for row in rows], fitted,
-                np.asarray(scores.probabilities)[rows], budget=n_wanted,
-            )  # fmt: skip
+            free = np.flatnonzero(is_waiting & ~np.isin(pool, waiting_seed))
+            chosen_rows = _rank(
+                table, everything, labels, settings, labeled, rows[free], fitted, probabilities[free], budget=n_wanted
+            )
+            ranked = table.task_ids[chosen_rows].tolist()
         window = build_window(
             waiting_seed=waiting_seed,
             ranked=ranked,
-            queue_scores=dict(zip(pool, scores.queue_scores.tolist(), strict=True)) if scores else {},
+            queue_scores=_first_of_queue(pool, scores, is_skipped, settings.window_size, ranked) if scores else {},
             skipped=labels.skipped,
             size=settings.window_size,
         )
     return Round(labeled, pool, fitted, scores, seed, window)
+
+
+def _first_of_queue(
+    pool: Ids, scores: Scores, is_skipped: NDArray[np.bool_], size: int, ranked: Sequence[int]
+) -> dict[int, float]:
+    """Queue scores of all tasks that a window of `size` may hold: those ranked, and the first of the others."""
+    first = np.lexsort((pool, scores.queue_scores, is_skipped))[: size + len(ranked)]
+    wanted = np.concatenate([first, np.searchsorted(pool, ranked).astype(np.intp)])
+    return dict(zip(pool[wanted].tolist(), scores.queue_scores[wanted].tolist(), strict=True))
+
+
+def _among(task_ids: Sequence[int], others: Ids) -> list[int]:
+    """Those of the task ids that are among the others, in their order."""
+    known = np.isin(np.asarray(task_ids, dtype=np.int64), others)
+    return [task_id for task_id, is_known in zip(task_ids, known.tolist(), strict=True) if is_known]
 
 
 def trainable(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
@@ -147,10 +167,12 @@ def trainable(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
     return [task_id for task_id, row in zip(task_ids, table.rows_of(task_ids).tolist(), strict=True) if row >= 0]
 
 
-def unlabeled(table: EmbeddingTable, labels: TrainingLabels) -> list[int]:
-    """Embedded tasks that nobody answered yet and that are not kept aside for validation, ascending."""
-    taken = labels.answered | labels.reserved
-    return [task_id for task_id in table.task_ids.tolist() if task_id not in taken]
+def unlabeled(table: EmbeddingTable, labels: TrainingLabels) -> NDArray[np.intp]:
+    """Rows of embedded tasks that nobody answered yet and that are not kept aside for validation, ascending."""
+    is_free = np.ones(len(table.task_ids), dtype=bool)
+    taken = table.rows_of([*labels.answered, *labels.reserved])
+    is_free[taken[taken >= 0]] = False
+    return np.flatnonzero(is_free)
 
 
 def evaluate_labels(
@@ -204,7 +226,7 @@ def _fit(
 def _seed(
     table: EmbeddingTable,
     everything: Pool,
-    waiting: frozenset[int],
+    waiting: Ids,
     labeled: Sequence[int],
     settings: Settings,
     n_classes: int,
@@ -217,18 +239,24 @@ def _seed(
     Without a head, a used-up seed is followed by another. With one, only an ACQUISITION that asks no head goes on so:
     its choice does not depend on the labels, so it is made for many tasks at once, and lasts.
     """
-    left = [task_id for task_id in previous.task_ids if task_id in waiting] if previous else []
+    left = _among(previous.task_ids, waiting) if previous else []
     n_wanted, strategy = 1, settings.seed_strategy
     if has_head:
         goes_on = settings.acquisition in FIRST_BATCH_STRATEGIES
         n_wanted, strategy = settings.window_size if goes_on else 0, settings.acquisition
-    others = sorted(waiting.difference(left))
-    if len(left) >= n_wanted or not others:
+    if len(left) >= n_wanted or len(left) == len(waiting):
         return previous if left else None
+    others = waiting[~np.isin(waiting, left)]
     more = select_seed(
-        table, everything, others, [*labeled, *left], strategy=strategy, budget=settings.seed_size, n_classes=n_classes,
+        table,
+        everything,
+        others.tolist(),
+        [*labeled, *left],
+        strategy=strategy,
+        budget=settings.seed_size,
+        n_classes=n_classes,
         random_state=settings.random_state,
-    )  # fmt: skip
+    )
     return replace(more, task_ids=[*left, *more.task_ids])
 
 
@@ -238,14 +266,13 @@ def _rank(
     labels: TrainingLabels,
     settings: Settings,
     labeled: Sequence[int],
-    candidates: Sequence[int],
+    candidates: NDArray[np.intp],
     fitted: FitResult,
     probabilities: NDArray[np.float64],
     *,
     budget: int,
-) -> list[int]:
-    """The next `budget` of the candidates (task ids) in the order of the acquisition strategy."""
-    rows = table.rows_of(candidates)
+) -> NDArray[np.intp]:
+    """The next `budget` of the candidates (rows of the table) in the order of the acquisition strategy."""
     asks_typicality = settings.acquisition in ASK_TYPICALITY  # seconds in a large project, at the first round
     column = {name: index for index, name in enumerate(fitted.head.classes)}
     state = RoundState(
@@ -253,13 +280,13 @@ def _rank(
         space=fitted.head.space,
         labeled=table.rows_of(labeled),
         targets=np.array([column[labels.labels[task_id]] for task_id in labeled], dtype=np.intp),
-        candidates=rows,
+        candidates=candidates,
         probabilities=probabilities,
         out_of_fold=fitted.evaluation.probabilities if fitted.evaluation else None,
-        typicality=everything.typicality(fitted.settings.detail_weight)[rows] if asks_typicality else None,
+        typicality=everything.typicality(fitted.settings.detail_weight)[candidates] if asks_typicality else None,
     )
     chosen = next_batch(settings.acquisition, state, budget=budget, random_state=settings.random_state)
-    return [candidates[position] for position in chosen]
+    return candidates[chosen]
 
 
 class Stopwatch:

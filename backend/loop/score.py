@@ -44,15 +44,19 @@ class Scores:
 
 
 def score(head: Head, embeddings: NDArray[np.floating[Any]], acquisition: str) -> Scores:
-    """Scores of embeddings (N, D) under a head; `acquisition` is what the setting may name.
+    """Scores of embeddings (N, D) under a head; `acquisition` as for `scores_of`."""
+    return scores_of(head.classes, head.predict_proba(embeddings), acquisition)
+
+
+def scores_of(classes: Sequence[str], probabilities: NDArray[np.floating[Any]], acquisition: str) -> Scores:
+    """Scores of class probabilities (N, C); `acquisition` is what the setting may name.
 
     A strategy that compares images with each other has no utility of a single one: the margin's stands in. Model
     scores stay above all seed scores, so that a seed batch is finished first.
     """
-    probabilities = head.predict_proba(embeddings)
     utilities = ACQUISITION_FUNCTIONS.get(acquisition, margin)(probabilities)
     floor = SEED_STEP * 10_000
-    return Scores(head.classes, probabilities, floor + (1.0 - floor) * queue_score(utilities))
+    return Scores(classes, probabilities, floor + (1.0 - floor) * queue_score(utilities))
 
 
 class Predictor:

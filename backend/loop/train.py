@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from weakref import ReferenceType, ref
 
+import numpy as np
+
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs, ProjectLock
@@ -181,10 +183,10 @@ class Trainer:
 
     @staticmethod
     def _entries(config: ChoicesConfig, plan: Round) -> list[QueueEntry]:
-        rows = {task_id: row for row, task_id in enumerate(plan.pool)}
+        rows = np.searchsorted(plan.pool, [task_id for task_id, _ in plan.window]).tolist()
         return [
-            QueueEntry(task_id, queue_score, plan.scores.result(config, rows[task_id]) if plan.scores else [])
-            for task_id, queue_score in plan.window
+            QueueEntry(task_id, queue_score, plan.scores.result(config, row) if plan.scores else [])
+            for (task_id, queue_score), row in zip(plan.window, rows, strict=True)
         ]
 
     def _push(self, project_id: int, version: str, entries: Sequence[QueueEntry]) -> None:

@@ -182,7 +182,7 @@ settings = Settings(redis_url=sys.argv[3], data_dir=Path(sys.argv[4]), embed_bat
 world = build_world(settings, FakeLabelStudio(), FakeImages(), Mortal())
 world.label_studio.add_project(1, [rgb(n) for n in range(1, 11)])
 world.services.embedder.plan(1)
-world.services.jobs.queues()[1].pop_job_id()
+world.services.jobs.queues()[-1].pop_job_id()
 world.services.embedder.embed_batch(1, [Task(n, rgb(n)) for n in range(1, 11)])
 """
 
@@ -230,13 +230,13 @@ def test_a_label_does_not_wait_for_a_whole_batch(world: World) -> None:
     embedder = large.services.embedder
     embedder.plan(1)
     assert large.waiting() == ["embed_batch(1)"]
-    large.jobs.queues()[1].pop_job_id()
+    large.jobs.queues()[-1].pop_job_id()
     large.jobs.request_retrain(1)
     embedder.embed_batch(1, [Task(n, image) for n, image in enumerate(IMAGES, start=1)])
     assert embedder.table(1).task_ids.tolist() == [1, 2]
     assert large.waiting() == ["retrain(1)", "embed_batch(1)"]
     assert large.jobs.queued_buckets(1) == {0}
-    (rest,) = large.jobs.queues()[1].jobs
+    (rest,) = large.jobs.queues()[-1].jobs
     assert [task_id for task_id, _ in rest.args[1]] == [3, 4, 5]
     large.jobs.queues()[0].empty()
     work(large)

@@ -39,7 +39,7 @@ def test_a_batch_is_that_of_its_strategy(table: EmbeddingTable, strategy: str) -
     labeled, pool = [203], [101, 102, 204, 305, 306]
     all_images = Pool(table.embeddings)
     seed = select_seed(table, all_images, pool, labeled, strategy=strategy, budget=3, n_classes=3, random_state=5)
-    features = all_images.features()
+    features = all_images.space().features(all_images.embeddings)
     expected = FIRST_BATCH_STRATEGIES[strategy](features, budget=3, preselected=[2], n_classes=3, random_state=5)
     assert list(seed.task_ids) == [list(COLOURS)[index] for index in expected]
     assert seed.strategy == strategy
