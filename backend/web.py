@@ -100,7 +100,9 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
         logger.info("webhook action=%s projects=%s", event, ",".join(map(str, project_ids)) or "-")
         waits = [(project_id, answer["ticket"]) for project_id, answer in answers if "ticket" in answer]
         if len(waits) == 1 and event != "START_TRAINING":
-            services.jobs.wait_for_retrain(*waits[0], timeout_s=services.settings.publish_wait_s)
+            started = time.monotonic()
+            in_time = services.jobs.wait_for_retrain(*waits[0], timeout_s=services.settings.publish_wait_s)
+            services.jobs.observe("webhook", {"answered" if in_time else "gave_up": time.monotonic() - started})
         return jsonify(answers[0][1] if len(answers) == 1 else {}), 201
 
     def job_status() -> tuple[Response, int]:

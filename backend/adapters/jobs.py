@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
@@ -53,6 +54,9 @@ JOURNAL_LENGTH = 1000
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 86_400
 
+HISTOGRAM_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+"""Upper bounds, in seconds, of the times that are counted together; the last ones are above all."""
+
 _PREFIX = "active-learning"
 
 Training = Literal["idle", "queued", "running"]
@@ -68,6 +72,14 @@ class RetrainRequest:
     ticket: int
     forced: bool
     forced_ticket: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How often something took at most each of `HISTOGRAM_BOUNDS`, and last any time at all; `total` seconds in all."""
+
+    cumulative: Sequence[int]
+    total: float
 
 
 class Jobs:
@@ -326,6 +338,25 @@ class Jobs:
         """All counters."""
         with self._translated():
             return {_decoded(key): int(value) for key, value in self.redis.hgetall(f"{_PREFIX}:counters").items()}
+
+    def observe(self, work: str, seconds: Mapping[str, float]) -> None:
+        """Counts how long each stage of some work took, for `histograms`."""
+        with self._translated(), self.redis.pipeline(transaction=False) as pipeline:
+            for stage, taken in seconds.items():
+                bound = next((bound for bound in HISTOGRAM_BOUNDS if taken <= bound), float("inf"))
+                pipeline.hincrby(f"{_PREFIX}:histograms", f"{work} {stage} {bound:g}", 1)
+                pipeline.hincrbyfloat(f"{_PREFIX}:histograms", f"{work} {stage} sum", taken)
+            pipeline.execute()
+
+    def histograms(self) -> dict[tuple[str, str], Histogram]:
+        """(work, stage) → how long it took, over all projects and workers since Redis was empty."""
+        with self._translated():
+            raw = {_decoded(key): float(value) for key, value in self.redis.hgetall(f"{_PREFIX}:histograms").items()}
+        found: dict[tuple[str, str], Histogram] = {}
+        for work, stage in sorted({(work, stage) for work, stage, _ in map(str.split, raw)}):
+            counts = [int(raw.get(f"{work} {stage} {bound:g}", 0)) for bound in (*HISTOGRAM_BOUNDS, float("inf"))]
+            found[work, stage] = Histogram(list(accumulate(counts)), raw.get(f"{work} {stage} sum", 0.0))
+        return found
 
     # -- rq -------------------------------------------------------------------------------------------------------
 

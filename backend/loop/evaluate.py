@@ -152,6 +152,7 @@ class Evaluator:
             evaluated_version=record.version,
         )
         self._registry.update(judged)
+        self._jobs.observe("evaluate", watch.seconds)
         logger.info(
             "evaluated project=%d version=%s labels=%d accuracy=%s took=%.2fs (%s)",
             project_id, record.version, n_labels,

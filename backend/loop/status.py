@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from backend.adapters.jobs import Jobs
+from backend.adapters.jobs import HISTOGRAM_BOUNDS, Jobs
 from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import ProjectNotFoundError, RedisUnavailableError, VersionNotFoundError
@@ -89,7 +89,7 @@ class StatusReader:
     def metrics(self) -> bytes:
         """Prometheus' text format, from the data folder and Redis, so that every web process gives the same."""
         from prometheus_client import CollectorRegistry, generate_latest
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         def collect() -> Iterator[Metric]:
             gauges = {
@@ -136,6 +136,13 @@ class StatusReader:
             for name, n_jobs in (self._ask(self._jobs.counters) or {}).items():
                 outcomes.add_metric([name.removeprefix("jobs_")], n_jobs)
             yield outcomes
+            times = HistogramMetricFamily(
+                "active_learning_stage_seconds", "How long each stage of the work took", labels=["work", "stage"]
+            )
+            for names, histogram in (self._ask(self._jobs.histograms) or {}).items():
+                bounds = [*map(str, HISTOGRAM_BOUNDS), "+Inf"]
+                times.add_metric(names, list(zip(bounds, histogram.cumulative, strict=True)), histogram.total)
+            yield times
 
         registry = CollectorRegistry()
         registry.register(_Collector(collect))

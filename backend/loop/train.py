@@ -77,6 +77,7 @@ class Trainer:
                 record = self._make_version(project_id, lock, forced=request.forced)
             self._jobs.answer_retrain(project_id, request)
         if record is not None:
+            self._jobs.observe("retrain", record.stage_seconds)
             self._jobs.request_evaluation(project_id)
             self._jobs.request_pruning(project_id)
         return record

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import CREATED, LABEL_CONFIG, World, rgb
+from fakes import CREATED, LABEL_CONFIG, World, retrain, rgb
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -646,6 +646,20 @@ def test_what_is_no_project_number_is_404(client: FlaskClient, number: str) -> N
 def test_the_front_page_names_the_projects(client: FlaskClient) -> None:
     """Where to look next."""
     assert (client.get("/").json or {})["projects"] == {"3": "/api/projects/3/status"}
+
+
+def test_metrics_tell_how_long_each_stage_took(project: World, client: FlaskClient) -> None:
+    """A retrain, its evaluation and a webhook that gave up waiting, as histograms."""
+    project.embed_all(3)
+    project.label_studio.annotate(3, 1, "cat")
+    project.label_studio.annotate(3, 2, "dog")
+    retrain(project, 3)
+    text = client.get("/metrics").data.decode()
+    for work, stage in (("retrain", "fit"), ("retrain", "push"), ("evaluate", "cross_validate")):
+        assert f'active_learning_stage_seconds_count{{stage="{stage}",work="{work}"}} 1.0' in text
+        assert f'active_learning_stage_seconds_bucket{{le="+Inf",stage="{stage}",work="{work}"}} 1.0' in text
+    client.post("/webhook", json={"action": "ANNOTATION_CREATED", "project": {"id": 3}})
+    assert 'stage_seconds_count{stage="gave_up",work="webhook"} 1.0' in client.get("/metrics").data.decode()
 
 
 def test_metrics_are_prometheus_text(project: World, client: FlaskClient) -> None:

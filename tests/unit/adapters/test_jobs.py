@@ -20,6 +20,7 @@ from backend.adapters.jobs import (
     EVALUATE_QUEUE,
     FINETUNE_LOCK,
     FINETUNE_QUEUE,
+    HISTOGRAM_BOUNDS,
     QUEUES,
     RETRAIN_QUEUE,
     Jobs,
@@ -423,6 +424,24 @@ def test_two_locks_of_one_project_do_not_keep_each_other_out(jobs: Jobs) -> None
     assert (jobs.finetuning(3), jobs.training(3)) == ("idle", "idle")
 
 
+# -- how long things take ---------------------------------------------------------------------------------------------
+
+
+def test_times_are_counted_by_work_and_stage(jobs: Jobs) -> None:
+    """By hand: of 0.004, 0.03 and 99 s one took at most 0.005, two at most 0.05 (and 0.1, …), all any time at all."""
+    assert jobs.histograms() == {}
+    jobs.observe("retrain", {"fit": 0.004, "push": 0.1})
+    jobs.observe("retrain", {"fit": 0.03})
+    jobs.observe("retrain", {"fit": 99.0})
+    found = jobs.histograms()
+    assert set(found) == {("retrain", "fit"), ("retrain", "push")}
+    fit = dict(zip([*HISTOGRAM_BOUNDS, None], found["retrain", "fit"].cumulative, strict=True))
+    assert (fit[0.005], fit[0.025], fit[0.05], fit[60.0], fit[None]) == (1, 1, 2, 2, 3)
+    assert found["retrain", "fit"].total == pytest.approx(99.034)
+    push = dict(zip([*HISTOGRAM_BOUNDS, None], found["retrain", "push"].cumulative, strict=True))
+    assert (push[0.05], push[0.1]) == (0, 1), "a bound belongs to what it bounds"
+
+
 # -- the journal ------------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +496,8 @@ CALLS: dict[str, Any] = {
     "note": lambda jobs: jobs.note(3, "x"),
     "set_note": lambda jobs: jobs.set_note(3, "x", "y"),
     "count": lambda jobs: jobs.count("x"),
+    "observe": lambda jobs: jobs.observe("x", {"y": 1.0}),
+    "histograms": lambda jobs: jobs.histograms(),
     "counters": lambda jobs: jobs.counters(),
 }
 
