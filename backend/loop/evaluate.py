@@ -14,8 +14,8 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import FitInterruptedError, VersionNotFoundError
-from backend.learning.head import CrossValidation
-from backend.loop.inputs import InputReader
+from backend.learning.head import CrossValidation, Head
+from backend.loop.inputs import InputReader, Inputs
 from backend.loop.ledger import READ_EVERYTHING, Ledger
 from backend.loop.outlook import (
     MAX_SUSPECTS,
@@ -25,7 +25,7 @@ from backend.loop.outlook import (
     list_suspects,
     same_labels_offered,
 )
-from backend.loop.rounds import Stopwatch, evaluate_labels, unlabeled
+from backend.loop.rounds import Chosen, Stopwatch, evaluate_labels, unlabeled
 from backend.loop.validation import describe, measure
 from backend.schema import CurvePoint, VersionRecord
 
@@ -107,29 +107,45 @@ class Evaluator:
         except FitInterruptedError:
             self._jobs.request_evaluation(project_id)
             return None
+        with watch.stage("measure"):
+            judged = self._judged(record, inputs, head, chosen, evaluation)
+        self._registry.update(judged)
+        self._jobs.observe("evaluate", watch.seconds)
+        logger.info(
+            "evaluated project=%d version=%s labels=%d accuracy=%s took=%.2fs (%s)",
+            project_id, record.version, judged.evaluated_labels,
+            "-" if judged.accuracy is None else f"{judged.accuracy:.2f}", watch.total, watch,
+        )  # fmt: skip
+        outlook = judged.forecast
+        if outlook and outlook["verdict"] != (record.forecast or {}).get("verdict"):
+            logger.info("outlook project=%d verdict=%s: %s", project_id, outlook["verdict"], outlook["suggestion"])
+        return judged
+
+    def _judged(
+        self,
+        record: VersionRecord,
+        inputs: Inputs,
+        head: Head | None,
+        chosen: Chosen | None,
+        evaluation: CrossValidation | None,
+    ) -> VersionRecord:
+        """The record with all that its evaluation says."""
         wanted, labels, table = self._settings.validation_filter, inputs.labels, inputs.table
         n_labels = len(inputs.labeled)
-        with watch.stage("measure"):
-            pool = unlabeled(table, labels)
-            measured = measure(head, table, labels) if head else None
-            expected = None
-            if head is not None and len(pool):
-                expected = float(head.predict_proba(table.embeddings[pool]).max(axis=1).mean())
-            new = []
-            if measured is not None and n_labels:
-                new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
-            if expected is not None and n_labels:
-                new.append(CurvePoint("expected", n_labels, expected, n_labels))
-            carried = carried_curve(record, fingerprint=record.fingerprint, validation_filter=record.validation_filter)
-            curve = extended_curve(carried, new)
-            outlook = foresee(
-                curve if head and len(pool) else [],
-                target=self._settings.target_accuracy,
-                horizon=self._settings.window_size,
-                n_unlabeled=len(pool),
-            )
-            suspects = list_suspects(head, inputs.labeled, evaluation, table, labels, confirmed=inputs.confirmed)
-        judged = replace(
+        pool = unlabeled(table, labels)
+        measured = measure(head, table, labels) if head else None
+        expected = None
+        if head is not None and len(pool):
+            expected = float(head.predict_proba(table.embeddings[pool]).max(axis=1).mean())
+        new = []
+        if measured is not None and n_labels:
+            new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
+        if expected is not None and n_labels:
+            new.append(CurvePoint("expected", n_labels, expected, n_labels))
+        carried = carried_curve(record, fingerprint=record.fingerprint, validation_filter=record.validation_filter)
+        curve = extended_curve(carried, new)
+        suspects = list_suspects(head, inputs.labeled, evaluation, table, labels, confirmed=inputs.confirmed)
+        return replace(
             record,
             accuracy=measured.accuracy if measured else evaluation.accuracy if evaluation else None,
             accuracy_kind=measured.kind if measured else _how_cross_validated(evaluation, inputs.seen),
@@ -144,23 +160,18 @@ class Evaluator:
                 describe(wanted, labels, inputs.split, measured, n_others=n_labels + len(pool)) if wanted else None
             ),
             learning_curve=[asdict(point) for point in curve],
-            forecast=outlook,
+            forecast=foresee(
+                curve if head and len(pool) else [],
+                target=self._settings.target_accuracy,
+                horizon=self._settings.window_size,
+                n_unlabeled=len(pool),
+            ),
             n_suspects=len(suspects),
             suspects=suspects[:MAX_SUSPECTS],
             chosen=asdict(chosen.settings) if chosen else None,
             evaluated_labels=n_labels,
             evaluated_version=record.version,
         )
-        self._registry.update(judged)
-        self._jobs.observe("evaluate", watch.seconds)
-        logger.info(
-            "evaluated project=%d version=%s labels=%d accuracy=%s took=%.2fs (%s)",
-            project_id, record.version, n_labels,
-            "-" if judged.accuracy is None else f"{judged.accuracy:.2f}", watch.total, watch,
-        )  # fmt: skip
-        if outlook and outlook["verdict"] != (record.forecast or {}).get("verdict"):
-            logger.info("outlook project=%d verdict=%s: %s", project_id, outlook["verdict"], outlook["suggestion"])
-        return judged
 
 
 def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:
