@@ -51,6 +51,9 @@ FINETUNE_TIMEOUT_S = 6 * 3600
 JOURNAL_LENGTH = 1000
 """Events kept of each project; who has missed more reads everything anew."""
 
+SOCKET_TIMEOUT_S = 10
+"""Longest silence of Redis that is taken for an answer on its way."""
+
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 86_400
 
@@ -94,7 +97,7 @@ class Jobs:
         from redis import Redis
 
         client: Redis = Redis.from_url(
-            self.redis_url, socket_connect_timeout=3, socket_timeout=10, health_check_interval=30
+            self.redis_url, socket_connect_timeout=3, socket_timeout=SOCKET_TIMEOUT_S, health_check_interval=30
         )
         return client
 
@@ -182,18 +185,25 @@ class Jobs:
 
     def answer_retrain(self, project_id: int, request: RetrainRequest) -> None:
         """All that was requested is in the published version; a request that failed stays to be answered."""
-        answers = {"answered": request.ticket, "forced_answered": request.forced_ticket}
-        with self._translated():
-            self.redis.mset({_key(project_id, name): count for name, count in answers.items()})
+        with self._translated(), self.redis.pipeline() as pipeline:
+            pipeline.set(_key(project_id, "forced_answered"), request.forced_ticket)
+            pipeline.xadd(_key(project_id, "answers"), {"ticket": request.ticket}, maxlen=1, approximate=False)
+            pipeline.execute()
 
     def wait_for_retrain(self, project_id: int, ticket: int, timeout_s: float) -> bool:
-        """Whether the request was answered within `timeout_s`; looks every 10 ms."""
+        """Whether the request was answered within `timeout_s`; told in the moment it is."""
+        key = _key(project_id, "answers")
         deadline = time.monotonic() + timeout_s
         with self._translated():
-            while int(self.redis.get(_key(project_id, "answered")) or 0) < ticket:
-                if time.monotonic() >= deadline:
+            # What stands there is looked at first, so that no answer falls between looking and waiting.
+            newest: Any = self.redis.xrevrange(key, count=1)
+            while not newest or int(newest[0][1][b"ticket"]) < ticket:
+                left_ms = int((deadline - time.monotonic()) * 1000)
+                if left_ms <= 0:
                     return False
-                time.sleep(0.01)
+                block_ms = min(left_ms, SOCKET_TIMEOUT_S * 500)
+                later: Any = self.redis.xread({key: newest[0][0] if newest else "0-0"}, block=block_ms)
+                newest = later[0][1][-1:] if later else newest
             return True
 
     # -- the journal of webhooks ----------------------------------------------------------------------------------

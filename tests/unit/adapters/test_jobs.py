@@ -180,6 +180,23 @@ def test_a_waiter_is_woken_while_it_waits(jobs: Jobs) -> None:
     timer.join()
 
 
+def test_a_waiter_waits_on_when_only_earlier_requests_are_answered(jobs: Jobs) -> None:
+    """Ticket 2 came while the job ran; the answer to 1 wakes its waiter too early, the next one in time."""
+    jobs.request_retrain(3)
+    first = jobs.begin_retrain(3)
+    ticket, _ = jobs.request_retrain(3)
+    second = jobs.begin_retrain(3)
+    timers = [
+        threading.Timer(after, jobs.answer_retrain, (3, request)) for after, request in ((0.05, first), (0.2, second))
+    ]
+    for timer in timers:
+        timer.start()
+    assert jobs.wait_for_retrain(3, ticket, timeout_s=30)
+    assert not timers[0].is_alive()
+    for timer in timers:
+        timer.join()
+
+
 # -- the lock ---------------------------------------------------------------------------------------------------------
 
 
