@@ -163,6 +163,7 @@ class Services:
             jobs=self.jobs,
             registry=self.registry,
             embedder=self.embedder,
+            ledger=self.ledger,
             keep_versions=self.settings.keep_versions,
         )
 

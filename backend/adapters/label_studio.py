@@ -133,10 +133,7 @@ class LabelStudioClient:
         `fields` names further fields of the tasks' data to keep; they cost no request, for the answer holds them.
         """
         params = {"include": _ANNOTATION_FIELDS, "fields": "all", "query": json.dumps(_ANNOTATED)}
-        return [
-            AnnotatedTask(_task(raw, image_field, fields), [_annotation(item) for item in raw.get("annotations", [])])
-            for raw in self._pages(project_id, params)
-        ]
+        return [_annotated_task(raw, image_field, fields) for raw in self._pages(project_id, params)]
 
     def change_mark(self, project_id: int) -> str:
         """A text that changes whenever a task or annotation is added, changed or deleted (seen to: 1.23.2).
@@ -158,6 +155,39 @@ class LabelStudioClient:
         )
         names = ("task_number", "total_annotations_number", "skipped_annotations_number")
         return json.dumps([[project.get(name) for name in names], latest["tasks"]])
+
+    def changed_tasks(
+        self, project_id: int, image_field: str, *, before: str, now: str, fields: Sequence[str] = ()
+    ) -> list[AnnotatedTask] | None:
+        """What changed between two marks of `change_mark`: tasks as they are now, with all their annotations.
+
+        None if that would not tell all (tasks were added or deleted) or would be more than a page.
+        """
+        try:
+            (counts, latest), (counts_now, _) = json.loads(before), json.loads(now)
+            n_tasks, n_tasks_now, since = counts[0], counts_now[0], str(latest[0]["updated_at"])
+        except (ValueError, LookupError, TypeError):  # a mark of another release, or of a project without tasks
+            return None
+        if n_tasks != n_tasks_now:
+            return None
+        column = "filter:tasks:updated_at"
+        changed = {"filter": column, "operator": "greater_or_equal", "type": "Datetime", "value": since}
+        answer = self._call(
+            "GET",
+            "api/tasks/",
+            params={
+                "project": project_id,
+                "page_size": TASKS_PER_PAGE,
+                "resolve_uri": "false",
+                "include": _ANNOTATION_FIELDS,
+                "fields": "all",
+                "query": json.dumps({"filters": {"conjunction": "and", "items": [changed]}}),
+            },
+            expects=("tasks", "total"),
+        )
+        if answer["total"] > len(answer["tasks"]):
+            return None
+        return [_annotated_task(raw, image_field, fields) for raw in answer["tasks"]]
 
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None:
         """Adds tasks, each `{"data": {field: reference}}`."""
@@ -383,6 +413,10 @@ def _task(raw: Mapping[str, Any], image_field: str, fields: Sequence[str]) -> Ta
     reference = known.get(image_field)
     kept = {name: known[name] for name in fields if name in known}
     return Task(int(raw["id"]), reference if isinstance(reference, str) else None, kept)
+
+
+def _annotated_task(raw: Mapping[str, Any], image_field: str, fields: Sequence[str]) -> AnnotatedTask:
+    return AnnotatedTask(_task(raw, image_field, fields), [_annotation(item) for item in raw.get("annotations", [])])
 
 
 def _annotation(raw: Mapping[str, Any]) -> Annotation:

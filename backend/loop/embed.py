@@ -95,6 +95,23 @@ class Embedder:
         )
         return len(missing)
 
+    @property
+    def listed_fields(self) -> Sequence[str]:
+        """Fields of the tasks' data, beside the image, that decide something: those of VALIDATION_FILTER."""
+        return self._validation_filter.fields if self._validation_filter else ()
+
+    def is_planned(self, project_id: int, tasks: Sequence[Task]) -> bool:
+        """Whether nothing about these tasks, as Label Studio has them now, calls for a plan: image and split are known.
+
+        The tasks come with their `listed_fields`.
+        """
+        if missing_tasks(self.table(project_id), tasks):
+            return False
+        wanted, split = self._validation_filter, self._registry.validation_split(project_id)
+        if wanted is None or not wanted.field:
+            return True
+        return split is not None and all(wanted.holds(task.fields) == (task.id in split.task_ids) for task in tasks)
+
     def embed_batch(self, project_id: int, tasks: Sequence[Task]) -> None:
         """Embeds what is still missing of a planned batch; the last batch of a plan asks for the next plan.
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient, answers_of_event
 from backend.choices import parse_labeling_config
-from backend.schema import AnnotatedTask, AnswerEvent, Project
+from backend.schema import AnnotatedTask, Annotation, AnswerEvent, Project
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,21 @@ class Ledger:
         account = self._accounts.get(project_id)
         return account is None or account.count is None or account.count == account.count_here()
 
+    def knows(self, project_id: int, tasks: Sequence[AnnotatedTask]) -> bool:
+        """Whether webhooks told all that people answered to these tasks, which come as Label Studio has them."""
+        account = self._accounts.get(project_id)
+        if account is None:
+            return False
+        # A copy, so that the next retrain still finds the events it is asked for.
+        account = replace(account, annotated=dict(account.annotated), task_of=dict(account.task_of))
+        if self._events(account) != [] and not self._bring_up_to_date(account):
+            return False
+        for item in tasks:
+            known = account.annotated.get(item.task.id, AnnotatedTask(item.task, []))
+            if known.task != item.task or _content(known.annotations) != _content(item.annotations):
+                return False
+        return True
+
     def _events(self, account: _Account) -> list[tuple[str, Any]] | None:
         """(place, event) of all that happened since the account was brought up to date; None if that is not known."""
         raw = self._jobs.events_since(account.project.id, account.mark)
@@ -121,6 +136,11 @@ class Ledger:
             _apply(account, event)
         account.mark = raw[-1][0]
         return True
+
+
+def _content(annotations: Sequence[Annotation]) -> dict[int, tuple[object, ...]]:
+    """What annotations say; when they were changed last is no part of that."""
+    return {item.id: (item.result, item.was_cancelled, item.ground_truth) for item in annotations}
 
 
 def _apply(account: _Account, event: AnswerEvent) -> None:

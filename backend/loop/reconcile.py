@@ -7,9 +7,10 @@ import logging
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry, is_own_version, version_number
+from backend.choices import parse_labeling_config
 from backend.errors import LabelStudioError
 from backend.loop.embed import Embedder
-from backend.loop.ledger import READ_EVERYTHING
+from backend.loop.ledger import READ_EVERYTHING, Ledger
 from backend.loop.projects import register_project
 from backend.schema import Project
 
@@ -35,19 +36,22 @@ class Reconciler:
         jobs: Jobs,
         registry: Registry,
         embedder: Embedder,
+        ledger: Ledger,
         keep_versions: int,
     ) -> None:
         self._label_studio = label_studio
         self._jobs = jobs
         self._registry = registry
         self._embedder = embedder
+        self._ledger = ledger
         self._keep_versions = keep_versions
 
     def reconcile(self, project_id: int) -> bool:
-        """Requests embedding and a retrain if the project changed since it was last looked at; whether it did.
+        """Requests what a change that no webhook told calls for, embedding or a retrain; whether there was one.
 
-        A queue that somebody pointed at no version of ours (connecting a backend does that) is pointed at the
-        published version again. Images that failed for a passing reason are tried again.
+        Nothing is listed but the tasks that changed since it was last looked at, unless tasks were added or deleted. A
+        queue that somebody pointed at no version of ours (connecting a backend does that) is pointed at the published
+        version again. Images that failed for a passing reason are tried again.
         """
         self._jobs.begin(project_id, "reconcile")
         project = self._label_studio.project(project_id)
@@ -58,14 +62,26 @@ class Reconciler:
         ]
         if passing:
             self._embedder.forget(project_id, passing)
-        mark = self._label_studio.change_mark(project_id)
-        if not config_changed and not passing and mark == self._jobs.note(project_id, MARK):
+        before, mark = self._jobs.note(project_id, MARK), self._label_studio.change_mark(project_id)
+        if config_changed or passing:
+            before = None
+        if mark == before:
             return False
+        changed = None
+        if before is not None:
+            image_field = parse_labeling_config(project.label_config).image_field
+            changed = self._label_studio.changed_tasks(
+                project_id, image_field, before=before, now=mark, fields=self._embedder.listed_fields
+            )
+        tasks_changed = changed is None or not self._embedder.is_planned(project_id, [item.task for item in changed])
+        answers_changed = changed is None or not self._ledger.knows(project_id, changed)
+        if tasks_changed:
+            self._jobs.request_embedding(project_id)
+        if answers_changed:
+            self._jobs.record_event(project_id, READ_EVERYTHING)
+            self._jobs.request_retrain(project_id)
         self._jobs.set_note(project_id, MARK, mark)
-        self._jobs.request_embedding(project_id)
-        self._jobs.record_event(project_id, READ_EVERYTHING)
-        self._jobs.request_retrain(project_id)
-        return True
+        return tasks_changed or answers_changed
 
     def prune(self, project_id: int) -> None:
         """Deletes predictions of superseded versions from Label Studio; from disk versions past the limit, and what is

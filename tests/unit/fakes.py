@@ -65,6 +65,7 @@ class FakeLabelStudio:
         self._projects: dict[int, FakeProject] = {}
         self._serial = itertools.count(1)
         self._clock = itertools.count(1)
+        self._marks: dict[str, dict[int, Any]] = {}
 
     # -- what people do -----------------------------------------------------------------------------------------------
 
@@ -186,7 +187,27 @@ class FakeLabelStudio:
     def change_mark(self, project_id: int) -> str:
         self._ask("change_mark")
         kept = self._find(project_id)
-        return repr((kept.tasks, kept.fields, kept.annotations))
+        state = {
+            task_id: (image, kept.fields.get(task_id), list(kept.annotations.get(task_id, [])))
+            for task_id, image in kept.tasks.items()
+        }
+        mark = repr(state)
+        self._marks[mark] = state
+        return mark
+
+    def changed_tasks(
+        self, project_id: int, image_field: str, *, before: str, now: str, fields: Sequence[str] = ()
+    ) -> list[AnnotatedTask] | None:
+        self._ask("changed_tasks")
+        old, new = self._marks[before], self._marks[now]
+        if len(old) != len(new):
+            return None
+        kept = self._find(project_id)
+        return [
+            AnnotatedTask(self._task(project_id, task_id, fields), list(kept.annotations.get(task_id, [])))
+            for task_id in new
+            if new[task_id] != old.get(task_id)
+        ]
 
     def push_predictions(self, project_id: int, version: str, entries: Sequence[QueueEntry]) -> None:
         self._ask("push_predictions")

@@ -291,6 +291,43 @@ def test_the_change_mark_moves_with_counts_and_with_the_latest_task(server: Serv
     assert same not in others
 
 
+MARK = json.dumps([[5, 2, 0], [{"id": 4, "updated_at": "2026-01-01T00:00:00.000001Z"}]])
+
+
+def test_changed_tasks_are_those_since_the_mark_before(server: Server, client: LabelStudioClient) -> None:
+    """One request, from the moment of the last change known on, with the annotations and the fields asked for."""
+    raw = {"id": 4, "data": {"image": "a.png", "split": "test"}, "annotations": []}
+    server.always(200, {"tasks": [raw], "total": 1})
+    found = client.changed_tasks(3, "image", before=MARK, now=MARK, fields=["split"])
+    assert found == [AnnotatedTask(Task(4, "a.png", {"split": "test"}), [])]
+    (item,) = json.loads(server.seen[-1].query["query"])["filters"]["items"]
+    assert (item["filter"], item["operator"]) == ("filter:tasks:updated_at", "greater_or_equal")
+    assert item["value"] == "2026-01-01T00:00:00.000001Z"
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (MARK, MARK.replace("5", "6")),
+        ("", MARK),
+        ("[1]", MARK),
+        ("[[5, 2, 0], []]", MARK),
+        ("not json", MARK),
+        ("[[5], [{}]]", MARK),
+    ],
+)
+def test_what_changed_cannot_be_told(server: Server, client: LabelStudioClient, before: str, now: str) -> None:
+    """Tasks were added or deleted, or the mark is none of this release: nothing is asked."""
+    assert client.changed_tasks(3, "image", before=before, now=now) is None
+    assert server.seen == []
+
+
+def test_more_changed_tasks_than_a_page_are_not_listed(server: Server, client: LabelStudioClient) -> None:
+    """Then everything is read anew anyway."""
+    server.always(200, {"tasks": [{"id": 4, "data": {"image": "a.png"}}], "total": 2})
+    assert client.changed_tasks(3, "image", before=MARK, now=MARK) is None
+
+
 def test_who_and_what(server: Server, client: LabelStudioClient) -> None:
     """The token's user, and the release in both of Label Studio's spellings."""
     server.always(200, {"email": "a@b.c"})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-from fakes import World, rgb
+import dataclasses
 
+import pytest
+from fakes import World, region, rgb
+
+from backend.adapters.label_studio import event_of_webhook
 from backend.errors import (
     LabelStudioAuthError,
     LabelStudioError,
@@ -12,6 +15,7 @@ from backend.errors import (
     ProjectNotFoundError,
 )
 from backend.loop.reconcile import MARK
+from backend.schema import ValidationFilter
 
 IMAGES = [rgb(250, 0), rgb(200, 0), rgb(0, 250), rgb(0, 200)]
 
@@ -26,6 +30,15 @@ def animals(world: World) -> World:
     assert world.services.trainer.retrain(1) is not None
     world.services.reconciler.reconcile(1)
     return world
+
+
+@pytest.fixture
+def quiet(animals: World) -> World:
+    """The same after what the comparison asked for was done."""
+    animals.services.trainer.retrain(1)
+    settle(animals)
+    animals.label_studio.asked.clear()
+    return animals
 
 
 def settle(world: World) -> None:
@@ -69,9 +82,67 @@ def test_a_change_that_no_webhook_told_is_found(animals: World, event: str) -> N
     else:
         animals.label_studio.change_project(1, label_config=kept.project.label_config.replace("cat", "fox"))
     assert animals.services.reconciler.reconcile(1)
-    assert animals.waiting() == ["retrain(1)", "plan_embedding(1)"]
+    answers_only = event in ("label", "withdraw")
+    assert animals.waiting() == ["retrain(1)", *([] if answers_only else ["plan_embedding(1)"])]
     settle(animals)
     assert not animals.services.reconciler.reconcile(1)
+
+
+@pytest.mark.parametrize("is_trained_on", [True, False])
+def test_what_webhooks_told_is_not_read_again(quiet: World, *, is_trained_on: bool) -> None:
+    """A label came by webhook: the comparison asks for that one task, and for no work."""
+    quiet.label_studio.annotate(1, 2, "cat")
+    quiet.jobs.record_event(1, event_of_webhook(quiet.label_studio.event(1, "ANNOTATION_CREATED", task_id=2)))
+    if is_trained_on:
+        quiet.services.trainer.retrain(1)
+    settle(quiet)
+    quiet.label_studio.asked.clear()
+    assert not quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == []
+    assert quiet.label_studio.asked == ["project", "change_mark", "changed_tasks"]
+
+
+def test_the_comparison_takes_no_event_from_the_next_retrain(quiet: World) -> None:
+    """The label told by webhook is compared and then trained on, with nothing read from Label Studio."""
+    quiet.label_studio.annotate(1, 2, "cat")
+    quiet.jobs.record_event(1, event_of_webhook(quiet.label_studio.event(1, "ANNOTATION_CREATED", task_id=2)))
+    quiet.services.reconciler.reconcile(1)
+    quiet.label_studio.asked.clear()
+    record = quiet.services.trainer.retrain(1)
+    assert record is not None
+    assert record.labels_used == 3
+    assert "annotated_tasks" not in quiet.label_studio.asked
+
+
+def test_an_answer_changed_without_a_webhook_is_read(quiet: World) -> None:
+    """As many answers as before, another label."""
+    given = quiet.label_studio[1].annotations[1]
+    given[0] = dataclasses.replace(given[0], result=[region("dog")], updated_at="2030-01-01T00:00:00.000000Z")
+    assert quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["retrain(1)"]
+    record = quiet.services.trainer.retrain(1)
+    assert record is not None
+    assert record.labels_by_class == {"dog": 2}
+
+
+def test_an_image_changed_without_a_webhook_is_embedded_again(quiet: World) -> None:
+    """As many tasks as before, another image behind one: no label is read again for it."""
+    quiet.label_studio[1].tasks[4] = rgb(9, 9)
+    assert quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["plan_embedding(1)"]
+
+
+def test_a_task_moved_into_the_validation_split_is_noticed(world: World) -> None:
+    """Its data says so since the last look; nothing else changed."""
+    world = world.again(validation_filter=ValidationFilter("split", "test"))
+    kept = world.label_studio.add_project(1, IMAGES)
+    world.embed_all()
+    world.services.reconciler.reconcile(1)
+    world.services.trainer.retrain(1)
+    settle(world)
+    kept.fields[4] = {"split": "test"}
+    assert world.services.reconciler.reconcile(1)
+    assert world.waiting() == ["plan_embedding(1)"]
 
 
 def test_a_project_deleted_in_label_studio_is_told_as_that(animals: World) -> None:
