@@ -166,6 +166,7 @@ def choose_settings(
     *,
     random_state: int,
     strengths: Sequence[float] = STRENGTHS,
+    detail_weights: Sequence[float] = DETAIL_WEIGHTS,
     never_held_out: NDArray[np.bool_] | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[HeadSettings, CrossValidation | None]:
@@ -174,8 +175,8 @@ def choose_settings(
     `rows` (n,) are the labeled rows of the pool, `labels` their n class names; `random_state` seeds the folds. Nothing
     is decided with a held-out set:
 
-    1. How much the details of the embeddings count is chosen by the leave-one-out error of ridge regression on the
-       labels (`_choose_detail_weight`).
+    1. How much the details of the embeddings count, one of `detail_weights`, is chosen by the leave-one-out error of
+       ridge regression on the labels (`_choose_detail_weight`).
     2. The strength is chosen by cross-validated log-loss, not accuracy: with tens of labels accuracy moves in steps of
        several percent and many strengths tie, while log-loss uses every probability. They are tried from weak to
        strong penalty until the log-loss rises. Heads are fitted as by `fit`, with fewer unlabeled images. Held-out
@@ -193,7 +194,7 @@ def choose_settings(
     """
     indices = np.asarray(rows, dtype=np.intp)
     embeddings, _, targets = _checked(pool.embeddings[indices], labels)
-    weight = _choose_detail_weight(pool, embeddings, targets)
+    weight = _choose_detail_weight(pool, embeddings, targets, detail_weights)
     folds = _deal_folds(targets, never_held_out, random_state=random_state)
     if folds is None:
         return HeadSettings(weight), None
@@ -346,8 +347,10 @@ def _evaluate(logits: Floats, targets: NDArray[np.intp], folds: NDArray[np.intp]
     )
 
 
-def _choose_detail_weight(pool: Pool, embeddings: NDArray[Any], targets: NDArray[np.intp]) -> float:
-    """The weight of `DETAIL_WEIGHTS` under which labels tell each other best; without evidence the default one.
+def _choose_detail_weight(
+    pool: Pool, embeddings: NDArray[Any], targets: NDArray[np.intp], detail_weights: Sequence[float]
+) -> float:
+    """The one of the weights under which labels tell each other best; without evidence the default one.
 
     Judged by the leave-one-out error of kernel ridge regression, which has a closed form (Rifkin and Lippert 2007,
     *Notes on regularized least squares*): it costs an eigendecomposition of n × n and agrees with cross-validating the
@@ -360,9 +363,9 @@ def _choose_detail_weight(pool: Pool, embeddings: NDArray[Any], targets: NDArray
     if not pool.n_details or not judged.any():
         return DEFAULT_DETAIL_WEIGHT
     errors = [
-        _leave_one_out_error(pool.space(weight).features(embeddings), targets, judged) for weight in DETAIL_WEIGHTS
+        _leave_one_out_error(pool.space(weight).features(embeddings), targets, judged) for weight in detail_weights
     ]
-    return DETAIL_WEIGHTS[int(np.argmin(errors))]
+    return detail_weights[int(np.argmin(errors))]
 
 
 def _leave_one_out_error(features: Features, targets: NDArray[np.intp], judged: NDArray[np.bool_]) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from threading import RLock
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.sparse as sparse
@@ -21,6 +23,12 @@ DEFAULT_DETAIL_WEIGHT = 0.15
 LEAST_AXES = 256
 """Principal axes along which the head sees features, at least."""
 
+BASES_BYTES = 512 * 2**20
+"""Memory for coordinates along axes, of all weights of the details together: three of 170,000 images at `LEAST_AXES`.
+Those of the weight in use are kept in any case."""
+
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True, eq=False)
 class Basis:
@@ -34,6 +42,12 @@ class Basis:
     axes: Floats
     coordinates: Features
     n_wanted: int
+
+    def first(self, n_axes: int) -> Basis:
+        """The same with so many axes at most."""
+        if self.n_wanted <= n_axes:
+            return self
+        return Basis(self.mean, self.axes[:, :n_axes], self.coordinates[:, :n_axes], n_axes)
 
 
 class Pool:
@@ -52,6 +66,9 @@ class Pool:
             )
         self.embeddings = embeddings
         self.n_details = n_details
+        # One lock for each thing that is made, so that what a thread prepares is waited for and not made twice. They
+        # are taken in the order typicality or basis, graph, space.
+        self._locks: dict[tuple[str, float], RLock] = {}
         self._spaces: dict[float, FeatureSpace] = {}
         self._graphs: dict[float, NeighborGraph] = {}
         self._typicality: dict[float, Floats] = {}
@@ -60,27 +77,30 @@ class Pool:
 
     def space(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> FeatureSpace:
         """The features in which details count with this weight."""
-        if detail_weight not in self._spaces:
+
+        def make() -> FeatureSpace:
             scale = np.ones(self.embeddings.shape[1], dtype=np.float32)
             scale[len(scale) - self.n_details :] = detail_weight
-            self._spaces[detail_weight] = pool_space(self.embeddings, scale)
-        return self._spaces[detail_weight]
+            return pool_space(self.embeddings, scale)
+
+        return self._once("space", self._spaces, detail_weight, make)
 
     def graph(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> NeighborGraph:
         """The neighbor graph of the features with this weight."""
-        if detail_weight not in self._graphs:
+
+        def make() -> NeighborGraph:
             rows = node_rows(len(self.embeddings))
-            self._graphs[detail_weight] = neighbor_graph(
-                self.space(detail_weight).features(self.embeddings[rows]), rows
-            )
-        return self._graphs[detail_weight]
+            return neighbor_graph(self.space(detail_weight).features(self.embeddings[rows]), rows)
+
+        return self._once("graph", self._graphs, detail_weight, make)
 
     def typicality(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> Floats:
         """How typical each image is of all, (N,) in 0..1; see `coreset.typicality`. About a second for 5,000 images."""
-        if detail_weight not in self._typicality:
-            features = self.space(detail_weight).half_features(self.embeddings)
-            self._typicality[detail_weight] = typicality(features, exact_rows=MAX_NODES)
-        return self._typicality[detail_weight]
+
+        def make() -> Floats:
+            return typicality(self.space(detail_weight).half_features(self.embeddings), exact_rows=MAX_NODES)
+
+        return self._once("typicality", self._typicality, detail_weight, make)
 
     def basis(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT, n_labels: int = 0) -> Basis:
         """Principal axes of the features of the graph's nodes, and where all images lie along them.
@@ -92,17 +112,61 @@ class Pool:
         n_axes = LEAST_AXES
         while n_axes < n_labels:
             n_axes *= 2
-        known = self._bases.get(detail_weight)
-        if known is None or known.n_wanted < n_axes:
-            nodes = self.graph(detail_weight).features
-            mean = nodes.mean(axis=0, dtype=np.float64)
-            axes = principal_axes(nodes - mean)[:, :n_axes]
-            coordinates = np.empty((len(self.embeddings), axes.shape[1]), dtype=np.float32)
-            for block in row_blocks(len(self.embeddings), width=self.embeddings.shape[1]):
-                features = self.space(detail_weight).features(self.embeddings[block])
-                coordinates[block] = (features - mean.astype(np.float32)) @ axes.astype(np.float32)
-            known = self._bases[detail_weight] = Basis(mean, axes, coordinates, n_axes)
+        with self._lock("basis", detail_weight):
+            known = self._bases.get(detail_weight)
+            if known is None or known.n_wanted < n_axes:
+                known = self._bases[detail_weight] = self._basis(detail_weight, n_axes)
+                self._make_room(detail_weight)
+        return known.first(n_axes)
+
+    def _basis(self, detail_weight: float, n_axes: int) -> Basis:
+        nodes = self.graph(detail_weight).features
+        mean = nodes.mean(axis=0, dtype=np.float64)
+        axes = principal_axes(nodes - mean)[:, :n_axes]
+        coordinates = np.empty((len(self.embeddings), axes.shape[1]), dtype=np.float32)
+        for block in row_blocks(len(self.embeddings), width=self.embeddings.shape[1]):
+            features = self.space(detail_weight).features(self.embeddings[block])
+            coordinates[block] = (features - mean.astype(np.float32)) @ axes.astype(np.float32)
+        return Basis(mean, axes, coordinates, n_axes)
+
+    def prepare(self, detail_weights: Sequence[float], *, n_labels: int = 0, with_typicality: bool = True) -> None:
+        """Makes what heads and queues need, under the first of the weights and as many others as there is room for.
+
+        For a thread beside the one that fits heads: in a large pool it takes seconds, which nobody should have to wait.
+        `n_labels` as for `basis`: how many there will be.
+        """
+        for weight in detail_weights:
+            n_bytes = self.basis(detail_weights[0], n_labels).coordinates.nbytes
+            if not self.is_ready(weight) and n_bytes + self._n_bytes() > BASES_BYTES:
+                continue
+            if with_typicality:
+                self.typicality(weight)
+            self.basis(weight, n_labels)
+
+    def is_ready(self, detail_weight: float) -> bool:
+        """Whether the axes of this weight are there, `prepare`'s last act; its first head need not wait for them."""
+        return detail_weight in self._bases
+
+    def _n_bytes(self) -> int:
+        return sum(basis.coordinates.nbytes for basis in list(self._bases.values()))
+
+    def _make_room(self, needed: float) -> None:
+        """Lets axes of other weights go, the oldest first."""
+        for weight in list(self._bases):
+            if weight != needed and self._n_bytes() > BASES_BYTES:
+                self._bases.pop(weight, None)
+
+    def _once(self, kind: str, made: dict[float, Made], weight: float, make: Callable[[], Made]) -> Made:
+        known = made.get(weight)
+        if known is None:
+            with self._lock(kind, weight):
+                known = made.get(weight)
+                if known is None:
+                    known = made[weight] = make()
         return known
+
+    def _lock(self, kind: str, weight: float) -> RLock:
+        return self._locks.setdefault((kind, weight), RLock())
 
     def entry_points(self, detail_weight: float, rows: NDArray[np.intp]) -> Any:
         """Sparse (M, n): where the labels of n rows enter the graph of M nodes; see `spreading.entry_points`.

@@ -7,6 +7,7 @@ until then what the version before it said.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,7 +15,8 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import FitInterruptedError, VersionNotFoundError
-from backend.learning.head import CrossValidation, Head
+from backend.learning.head import DETAIL_WEIGHTS, CrossValidation, Head
+from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.inputs import InputReader, Inputs
 from backend.loop.ledger import READ_EVERYTHING, Ledger
 from backend.loop.outlook import (
@@ -102,6 +104,7 @@ class Evaluator:
                         inputs.labels,
                         self._settings,
                         seen=inputs.seen,
+                        detail_weights=_ready_weights(inputs.pool, record),
                         interrupted=self._jobs.retrain_waits,
                     )
         except FitInterruptedError:
@@ -172,6 +175,12 @@ class Evaluator:
             evaluated_labels=n_labels,
             evaluated_version=record.version,
         )
+
+
+def _ready_weights(pool: Pool, record: VersionRecord) -> Sequence[float]:
+    """Weights of the details that the next head can have without a wait; the others are being prepared."""
+    in_use = DEFAULT_DETAIL_WEIGHT if record.detail_weight is None else record.detail_weight
+    return [weight for weight in DETAIL_WEIGHTS if weight == in_use or pool.is_ready(weight)]
 
 
 def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:

@@ -108,6 +108,10 @@ class InputReader:
             digest=self._digest(project, backbone, annotated, table, labels),
         )
 
+    def prepare(self, inputs: Inputs, detail_weight: float) -> None:
+        """Begins to make, beside the work, what later heads of these inputs' pool will need; this weight is in use."""
+        self._pools.prepare(inputs.pool, detail_weight, len(inputs.labeled), self._settings)
+
     def _table(
         self, project_id: int, backbone: Backbone, annotated: Sequence[AnnotatedTask], labels: TrainingLabels
     ) -> EmbeddingTable:

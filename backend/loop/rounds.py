@@ -5,11 +5,13 @@ The service and the simulation both run this, and nothing in it knows of Label S
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Thread
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,15 @@ from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
-from backend.learning.head import CrossValidation, FitResult, HeadSettings, choose_settings, fit, predict_pool
+from backend.learning.head import (
+    DETAIL_WEIGHTS,
+    CrossValidation,
+    FitResult,
+    HeadSettings,
+    choose_settings,
+    fit,
+    predict_pool,
+)
 from backend.learning.later_rounds import (
     ASK_OUT_OF_FOLD,
     ASK_TYPICALITY,
@@ -32,10 +42,15 @@ from backend.loop.score import Scores, scores_of
 from backend.loop.seed import Seed, select_seed
 from backend.schema import TrainingLabels
 
+logger = logging.getLogger(__name__)
+
 Ids = NDArray[np.int64]
 
 POOLS_KEPT = 4
 """Projects whose pools are kept; each costs up to 5,000 float32 rows for every weight of details that was chosen."""
+
+AHEAD = 1.25
+"""Pools are prepared for so many times the labels there are, so that the axes for more are there before the labels."""
 
 FRESH = 0.75
 """Settings chosen on at least this share of the labels are used as they are; older ones are chosen anew at once."""
@@ -74,6 +89,7 @@ class Pools:
 
     def __init__(self) -> None:
         self._pools: OrderedDict[str, Pool] = OrderedDict()
+        self._preparation: Thread | None = None
 
     def pool(self, table: EmbeddingTable, backbone: Backbone) -> Pool:
         """The pool of these embeddings, made by the backbone; the same object as long as neither changes."""
@@ -85,6 +101,28 @@ class Pools:
         while len(self._pools) > POOLS_KEPT:
             self._pools.popitem(last=False)
         return pool
+
+    def prepare(self, pool: Pool, detail_weight: float, n_labels: int, settings: Settings) -> None:
+        """Begins, in a thread of its own, to make what later heads of this pool will need; see `Pool.prepare`.
+
+        `detail_weight` is in use. At most one thread works, for one pool; what it leaves out is made the next time.
+        """
+        if self._preparation is not None and self._preparation.is_alive():
+            return
+        others = [weight for weight in DETAIL_WEIGHTS if weight != detail_weight] if pool.n_details else []
+
+        def work() -> None:
+            try:
+                pool.prepare(
+                    [detail_weight, *others],
+                    n_labels=int(n_labels * AHEAD),
+                    with_typicality=settings.acquisition in ASK_TYPICALITY,
+                )
+            except Exception:  # whoever needs it makes it then, and fails with whom it concerns
+                logger.exception("a pool of %d images was not prepared", len(pool.embeddings))
+
+        self._preparation = Thread(target=work, name="prepare-pool", daemon=True)
+        self._preparation.start()
 
 
 def plan_round(
@@ -182,6 +220,7 @@ def evaluate_labels(
     settings: Settings,
     *,
     seen: frozenset[int] = frozenset(),
+    detail_weights: Sequence[float] = DETAIL_WEIGHTS,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[Chosen | None, CrossValidation | None]:
     """The settings for the next head, and how well heads predict labels held out; nothing while one class is labeled.
@@ -197,6 +236,7 @@ def evaluate_labels(
         table.rows_of(labeled),
         targets,
         random_state=settings.random_state,
+        detail_weights=detail_weights,
         never_held_out=np.array([task_id in seen for task_id in labeled]),
         interrupted=interrupted,
     )

@@ -20,7 +20,7 @@ from backend.choices import ChoicesConfig
 from backend.config import Settings
 from backend.errors import LabelStudioError
 from backend.learning.head import FitResult, HeadSettings
-from backend.learning.pool import Pool
+from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.embed import Embedder
 from backend.loop.evaluate import carried_evaluation
 from backend.loop.finetune import Finetuner
@@ -157,6 +157,7 @@ class Trainer:
         with watch.stage("publish"):
             lock.check()
             self._registry.publish(project_id, version)
+        self._inputs.prepare(inputs, fitted.settings.detail_weight if fitted else DEFAULT_DETAIL_WEIGHT)
         logger.info(
             "retrained project=%d version=%s labels=%d pool=%d took=%.2fs (%s)",
             project_id, version, len(labeled), len(plan.pool), watch.total, watch,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import TinyBackbone, World, build_world, label, retrain, rgb
 
+from backend.learning.pool import Pool
 from backend.loop import rounds
 from backend.loop.evaluate import CROSS_VALIDATED
 from backend.schema import VersionRecord
@@ -147,3 +151,37 @@ def test_a_version_pruned_meanwhile_is_not_brought_back(animals: World) -> None:
     animals.registry.prune(1, keep=1)
     animals.registry.update(record)
     assert record.version not in animals.registry.versions(1)
+
+
+def test_only_details_weights_that_are_prepared_are_chosen_from(
+    animals: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one in use, and those that the thread beside the worker has finished: no label waits for the others."""
+    animals.services.trainer.retrain(1)
+    asked: list[list[float]] = []
+    original = rounds.choose_settings
+
+    def spy(*args: Any, **options: Any) -> Any:
+        asked.append(list(options["detail_weights"]))
+        return original(*args, **options)
+
+    monkeypatch.setattr(rounds, "choose_settings", spy)
+    monkeypatch.setattr(Pool, "is_ready", lambda _, weight: weight == 0.35)
+    animals.services.evaluator.evaluate(1)
+    assert asked == [[0.15, 0.35]]
+
+
+def test_a_new_version_has_its_pool_prepared(animals: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the worker, for more labels than there are; a failure there is logged and harms nothing."""
+    asked: list[tuple[list[float], int]] = []
+    called = threading.Event()
+
+    def prepare(_: Pool, weights: Sequence[float], *, n_labels: int, with_typicality: bool) -> None:
+        asked.append((list(weights), n_labels))
+        called.set()
+        raise MemoryError
+
+    monkeypatch.setattr(Pool, "prepare", prepare)
+    assert animals.services.trainer.retrain(1) is not None
+    assert called.wait(10)
+    assert asked == [([0.15], 7)]
