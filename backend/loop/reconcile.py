@@ -103,7 +103,7 @@ class Reconciler:
             logger.info("pruned project=%d backbone=%s", project_id, fingerprint)
         pruned = self._registry.prune(project_id, self._keep_versions)
         if pruned:
-            logger.info("pruned project=%d versions=%d", project_id, len(pruned))
+            logger.debug("pruned project=%d versions=%d", project_id, len(pruned))
 
     def _repair_queue(self, project: Project) -> None:
         record = self._registry.published_record(project.id)
