@@ -75,9 +75,11 @@ BLOCK = 10
 BASELINE_SUBMITS = 3
 """Submits to the project without a backend after each block."""
 
-QUIET_S = 60.0
-PUBLISHED_S = 60.0
-"""Longest wait for the jobs after a block, and for a version with the last label."""
+PATIENCE_S = 600.0
+"""Longest wait for the jobs after a block, and for a version with its last label."""
+
+OBSERVED_S = 0.1
+"""Pause after the end of a retrain until its stages are counted in the histograms."""
 
 SLOWEST = 5
 
@@ -287,28 +289,35 @@ class Watcher:
 
 
 class Person:
-    """Takes a task, looks at it, submits the right label."""
+    """Takes a task, looks at it, submits the right label.
+
+    held: the task that was handed out and is not submitted yet, as Label Studio's JSON.
+    """
 
     def __init__(self, client: httpx.Client, project: MadeProject, pace: tuple[float, float], seed: int) -> None:
         self._client = client
         self._project = project
         self._pace = pace
         self._random = np.random.default_rng(seed)
+        self.held: dict[str, Any] | None = None
 
     def take(self) -> tuple[dict[str, Any], float]:
-        """The next task, and the seconds it took to get it."""
+        """Gets the next task; it as JSON, and the seconds it took."""
         started = time.time()
         answer = self._client.get(f"/api/projects/{self._project.id}/next")
         took = time.time() - started
-        answer.raise_for_status()
-        return answer.json(), took
+        task: dict[str, Any] = answer.raise_for_status().json()
+        self.held = task
+        return task, took
 
     def look(self) -> None:
         """The pause in which a person thinks."""
         time.sleep(self._random.uniform(*self._pace))
 
-    def submit(self, task: Mapping[str, Any]) -> Submission:
-        """Submits the label as the editor does."""
+    def submit(self) -> Submission:
+        """Submits the label of the task held as the editor does."""
+        task = self.held
+        assert task is not None
         label = self._project.labels[task["data"]["image"]]
         started = time.time()
         answer = self._client.post(
@@ -348,7 +357,7 @@ class Stack:
 
     def wait_until_quiet(self) -> None:
         """Lets the service finish what it does after labels have come."""
-        wait_until(lambda: is_quiet(self.services), "the end of all jobs", QUIET_S)
+        wait_until(lambda: is_quiet(self.services), "the end of all jobs", PATIENCE_S)
 
 
 class Session:
@@ -361,7 +370,6 @@ class Session:
         self._stack = stack
         self._person = Person(stack.client, project, pace, stack.seed)
         self._watcher = Watcher(stack.services.registry, project.id) if project.journal else None
-        self._task: dict[str, Any] | None = None
 
     def watching(self) -> Any:
         """Watches the versions meanwhile, where there is a service."""
@@ -369,16 +377,16 @@ class Session:
 
     def label(self, n: int) -> None:
         """Submits `n` labels, each with the task that follows."""
-        database, measured = self._stack.database, self.measured
+        database, measured, person = self._stack.database, self.measured, self._person
         for _ in range(n):
-            task = self._task or self._person.take()[0]
-            self._person.look()
-            submission = self._person.submit(task)
+            if person.held is None:
+                person.take()
+            person.look()
+            submission = person.submit()
             ordered_by = database.model_version(self.project.id) if self._watcher else None
-            task, took = self._person.take()
+            task, took = person.take()
             measured.submissions.append(submission)
             measured.next_s.append(took)
-            self._task = task
             if self._watcher is None:
                 continue
             predictions = [item.get("model_version") for item in task.get("predictions", [])]
@@ -389,10 +397,10 @@ class Session:
             self.n_known += knows_all(measured.served[-1], known, n_labels)
 
     def finish(self) -> tuple[list[Publication], int]:
-        """Waits for a version with all labels; (all publications, labels that none has)."""
+        """Waits for a version with all labels, and for the end of its job; (publications, labels that none has)."""
         assert self._watcher is not None
         n_labels = self.project.n_labeled + self.measured.n_tasks
-        return await_labels(self._stack, self._watcher, n_labels)
+        return await_labels(self._stack, self.project.id, self._watcher, n_labels)
 
 
 @contextmanager
@@ -400,11 +408,15 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def await_labels(stack: Stack, watcher: Watcher, n_labels: int) -> tuple[list[Publication], int]:
-    """Waits for a version with so many labels; (all publications, labels that none has)."""
-    deadline = time.monotonic() + PUBLISHED_S
-    while published_with(watcher.publications(), n_labels) is None and time.monotonic() < deadline:
+def await_labels(stack: Stack, project_id: int, watcher: Watcher, n_labels: int) -> tuple[list[Publication], int]:
+    """Waits for a version with so many labels, and for the end of its job; (publications, labels that none has)."""
+    jobs = stack.services.jobs
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if published_with(watcher.publications(), n_labels) is not None and jobs.training(project_id) == "idle":
+            break
         time.sleep(0.05)
+    time.sleep(OBSERVED_S)
     publications = list(watcher.publications())
     return publications, n_labels - max((item.labels_used for item in publications), default=0)
 
@@ -459,7 +471,11 @@ def in_turns(
     block: int,
     pace: tuple[float, float],
 ) -> Iterator[Answer]:
-    """`n` submits to each session, `block` at a time, then BASELINE_SUBMITS to the baseline; a row per session."""
+    """`n` submits to each session, `block` at a time, then BASELINE_SUBMITS to the baseline; a row per session.
+
+    What the service does beside retraining (evaluating, pruning, comparing) goes on meanwhile, as it does in life,
+    except in the turns of the baseline.
+    """
     services = stack.services
     load_before = os.getloadavg()[0]
     spent: list[list[tuple[Histograms, Histograms]]] = [[] for _ in sessions]
@@ -472,12 +488,12 @@ def in_turns(
         while done < n:
             now = min(block, n - done)
             for session, readings in zip(sessions, spent, strict=True):
-                stack.wait_until_quiet()
                 before = services.jobs.histograms()
                 session.label(now)
-                stack.wait_until_quiet()
+                session.finish()
                 readings.append((before, services.jobs.histograms()))
             if baseline is not None:
+                stack.wait_until_quiet()
                 baseline.label(BASELINE_SUBMITS)
             done += now
             say(f"{names[0]}: {done} of {n}")
@@ -587,17 +603,17 @@ def measure_five(stack: Stack, arguments: argparse.Namespace) -> Iterator[Answer
         measured, without = Measured(), Measured()
         watcher = Watcher(services.registry, project.id)
         readings = []
+        found: tuple[list[Publication], int] = [], 0
         with watcher.watching():
             for block in blocks(arguments.labels_each, BLOCK // 2):
-                stack.wait_until_quiet()
                 before = services.jobs.histograms()
                 together(crews[0], block, measured, watcher.publications)
-                stack.wait_until_quiet()
+                found = await_labels(stack, project.id, watcher, n_labeled + measured.n_tasks)
                 readings.append((before, services.jobs.histograms()))
+                stack.wait_until_quiet()
                 together(crews[1], block, without, lambda: None)
                 say(f"{arguments.labelers} people: {len(measured.submissions)} labels")
-            n_labels = n_labeled + measured.n_tasks
-            publications, n_lost = await_labels(stack, watcher, n_labels)
+        publications, n_lost = found
         measured.submissions.sort(key=lambda item: item.started)
         row = row_of(stack, f"five {pool} from {n_labeled}", project, measured, publications, readings, None)
         submits = [item.answered - item.started for item in without.submissions]
@@ -628,17 +644,16 @@ def together(crew: Sequence[Person], n: int, measured: Measured, after_each: Cal
 
     def work(person: Person) -> None:
         try:
-            task, _ = person.take()
-            for number in range(n):
+            if person.held is None:
+                person.look()  # so that not all ask for their first task at the same moment
+                person.take()
+            for _ in range(n):
                 person.look()
-                submission = person.submit(task)
-                took = None
-                if number < n - 1:
-                    task, took = person.take()
+                submission = person.submit()
+                _, took = person.take()
                 with guard:
                     measured.submissions.append(submission)
-                    if took is not None:
-                        measured.next_s.append(took)
+                    measured.next_s.append(took)
                     after_each()
         except Exception as exc:
             failures.append(exc)
@@ -702,7 +717,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         defaults: Answer = {
-            "rows": ["zero-lag", "five"], "submits": 20, "zero_lag": [(1000, 10), (10_000, 200)],
+            "rows": ["zero-lag", "five"], "submits": 16, "zero_lag": [(1000, 10), (10_000, 200)],
             "publish": [1000, 10_000], "publish_submits": 10, "labels_each": 5,
         }  # fmt: skip
     else:
