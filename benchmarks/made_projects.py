@@ -185,12 +185,15 @@ def removed_afterwards(services: Services, client: httpx.Client) -> Iterator[lis
     """A list to put project ids in; these projects are deleted at the end, everything the service kept of them, too."""
     project_ids: list[int] = []
     yield project_ids
+    registry = services.registry
+    for project_id in project_ids:
+        registry.forget(project_id)  # nothing new is begun for it from now on
     wait_until(lambda: is_quiet(services), "the end of all jobs", READY_S)
     for project_id in project_ids:
-        folder = services.registry.project_directory(project_id)
-        services.registry.forget(project_id)
+        registry.forget(project_id)  # what a job in the middle may have made of it again
         client.delete(f"/api/projects/{project_id}/").raise_for_status()
-        for aside in folder.parent.glob(f"{project_id}.gone-*"):
+        folder = registry.project_directory(project_id)
+        for aside in (folder, *folder.parent.glob(f"{project_id}.gone-*")):
             shutil.rmtree(aside)
 
 
