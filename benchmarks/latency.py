@@ -526,6 +526,8 @@ def row_of(
     if events is None:
         raise SystemExit(f"the journal of project {project.id} no longer reaches back to its start; submit fewer")
     found = lags(measured.submissions, received(events), publications, project.n_labeled)
+    if not found:
+        raise SystemExit(f"no label of project {project.id} came into a version; the worker's log says why")
     submits = [item.answered - item.started for item in measured.submissions]
     stages = stage_means(readings, "retrain")
     publishing = [item["publishing"] for item in found]

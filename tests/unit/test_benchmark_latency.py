@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import sqlite3
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 
 from backend.adapters.jobs import HISTOGRAM_BOUNDS, Histogram
+from backend.adapters.registry import Registry
 from backend.schema import VersionRecord
 from benchmarks import demo_stack, latency, made_projects
 from benchmarks.latency import Publication, Received, Served, Submission
@@ -163,10 +167,55 @@ def test_every_version_is_seen_once_in_order() -> None:
     assert latency.published_with(found, 4) is None
 
 
+def test_projects_are_removed_with_what_the_service_kept_and_no_others(tmp_path: Path) -> None:
+    """Project 1 goes, folder and what was moved aside; 12 stays, and so does what was moved aside of it."""
+    deleted = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        deleted.append((request.method, request.url.path))
+        return httpx.Response(204)
+
+    registry = Registry(tmp_path)
+    for project_id in (1, 12, 12):
+        registry.forget(project_id)
+        (registry.project_directory(project_id) / "embeddings").mkdir()
+    services = SimpleNamespace(registry=registry, jobs=SimpleNamespace(queues=lambda: []))
+    client = httpx.Client(transport=httpx.MockTransport(answer), base_url="http://label-studio")
+    with client, made_projects.removed_afterwards(services, client) as project_ids:  # type: ignore[arg-type]
+        project_ids.append(1)
+        assert (tmp_path / "1" / "embeddings").is_dir()
+    assert deleted == [("DELETE", "/api/projects/1/")]
+    assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir()) == ["12", "12.gone"]
+
+
+def test_what_does_not_come_in_time_ends_the_benchmark() -> None:
+    """With its name."""
+    with pytest.raises(SystemExit, match="a version of project 3 did not come within 0 s"):
+        made_projects.wait_until(lambda: False, "a version of project 3", 0)
+
+
+def test_quiet_is_when_no_job_waits_and_none_runs() -> None:
+    """Queues of two waiting jobs, of a running one, of neither."""
+
+    class Queue:
+        def __init__(self, n_waiting: int, n_running: int) -> None:
+            self.n_waiting = n_waiting
+            self.started_job_registry = SimpleNamespace(get_job_count=lambda *, cleanup: n_running)
+
+        def __len__(self) -> int:
+            return self.n_waiting
+
+    def quiet(*queues: Queue) -> bool:
+        services = SimpleNamespace(jobs=SimpleNamespace(queues=lambda: list(queues)))
+        return made_projects.is_quiet(services)  # type: ignore[arg-type]
+
+    assert quiet(Queue(0, 0), Queue(0, 0))
+    assert not quiet(Queue(0, 0), Queue(2, 0))
+    assert not quiet(Queue(0, 1), Queue(0, 0))
+
+
 def test_members_and_versions_are_read_from_and_written_to_the_database(tmp_path: Path) -> None:
     """Tables as Label Studio 1.23.2 makes them, with the columns that are used."""
-    import sqlite3
-
     path = tmp_path / "label_studio.sqlite3"
     with sqlite3.connect(path) as connection:
         connection.executescript(
