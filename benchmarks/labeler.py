@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +27,8 @@ from backend.adapters.backbones import load_backbone
 from backend.adapters.images import decode
 from backend.adapters.registry import Registry
 from backend.loop.simulate import held_out_fifth
-from benchmarks import REPOSITORY, RESULTS
+from benchmarks import RESULTS
+from benchmarks.demo_stack import label_studio_client, quantiles, running_demo
 
 CHECKPOINTS = (10, 20, 30, 40, 50, 60, 80, 100, 150, 200, 300)
 
@@ -57,28 +54,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Starts the demo, labels, measures."""
     pool_folder, held_out = split(arguments.images, folder / "pool", arguments.seed)
     run_dir = arguments.run_dir or folder / "run"
-    run_dir.mkdir(exist_ok=True)
-    installed = REPOSITORY / ".run" / "label-studio"
-    if not (run_dir / "label-studio").exists() and installed.exists():
-        (run_dir / "label-studio").symlink_to(installed)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if arguments.weights:
-        environment["BACKBONE_WEIGHTS"] = str(arguments.weights.resolve())
-    command = [
-        sys.executable, "-m", "backend", "demo", "--images", str(pool_folder), "--run-dir", str(run_dir),
-        "--label-studio-port", str(free_port()), "--backend-port", str(free_port()),
-    ]  # fmt: skip
-    demo = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=sys.stderr)
-    try:
-        while not (run_dir / "demo.json").exists():
-            if demo.poll() is not None:
-                raise SystemExit("the demo did not start")
-            time.sleep(0.2)
-        facts = json.loads((run_dir / "demo.json").read_text())
+    with running_demo(pool_folder, run_dir, arguments.weights) as facts:
         return label(arguments, facts, run_dir, held_out)
-    finally:
-        demo.send_signal(signal.SIGINT)
-        demo.wait(60)
 
 
 def split(images: Path, target: Path, seed: int) -> tuple[Path, dict[Path, str]]:
@@ -99,11 +76,7 @@ def label(
 ) -> dict[str, Any]:
     """The labeling session."""
     project_id = facts["project_id"]
-    label_studio = httpx.Client(
-        base_url=facts["label_studio_url"],
-        headers={"Authorization": f"Token {facts['label_studio_token']}"},
-        timeout=60,
-    )
+    label_studio = label_studio_client(facts["label_studio_url"], facts["label_studio_token"])
     backend = httpx.Client(
         base_url=facts["backend_url"], auth=(facts["backend_user"], facts["backend_password"]), timeout=60
     )
@@ -195,27 +168,10 @@ def accuracy(registry: Registry, project_id: int, embeddings: np.ndarray, labels
     return float(np.mean([head.classes[index] == label for index, label in zip(top, labels, strict=True)]))
 
 
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Median, 95th percentile and maximum."""
-    values = np.asarray(seconds)
-    return {
-        "median": round(float(np.median(values)), 3),
-        "p95": round(float(np.quantile(values, 0.95)), 3),
-        "max": round(float(values.max()), 3),
-    }
-
-
 def print_table(result: dict[str, Any]) -> None:
     """One line per figure."""
     for name, value in result.items():
         print(f"{name:<28} {json.dumps(value)}")
-
-
-def free_port() -> int:
-    """A free port on the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":
