@@ -206,6 +206,14 @@ class Jobs:
                 newest = later[0][1][-1:] if later else newest
             return True
 
+    def quiet_s(self, project_id: int) -> float:
+        """Seconds since a retrain of the project was last answered; 0 while one waits or runs, infinite before any."""
+        if self.training(project_id) != "idle":
+            return 0.0
+        with self._translated():
+            newest: Any = self.redis.xrevrange(_key(project_id, "answers"), count=1)
+            return self._now() - int(_decoded(newest[0][0]).partition("-")[0]) / 1000 if newest else float("inf")
+
     # -- the journal of webhooks ----------------------------------------------------------------------------------
 
     def record_event(self, project_id: int, event: Mapping[str, Any]) -> str:

@@ -149,12 +149,13 @@ def webhook_faults(webhook: Mapping[str, Any], headers: Mapping[str, str]) -> li
         faults.append("it is switched off")
     if not webhook.get("send_payload"):
         faults.append("it sends no payload")
+    told = webhook.get("actions") or []
     if not webhook.get("send_for_all_actions"):
-        absent = [action for action in WEBHOOK_ACTIONS if action not in (webhook.get("actions") or [])]
+        absent = [action for action in WEBHOOK_ACTIONS if action not in told]
         if absent:
             faults.append("it does not tell of " + ", ".join(absent))
-    else:
-        faults.append("it tells of every action, which costs a round trip for each change of ours")
+    if webhook.get("send_for_all_actions") or "PROJECT_UPDATED" in told:
+        faults.append("it tells of changes of the project, which costs time at each version of ours")
     present = webhook.get("headers") or {}
     wrong = [name for name, value in headers.items() if present.get(name) != value]
     if wrong:

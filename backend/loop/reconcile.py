@@ -22,8 +22,18 @@ MARK = "mark"
 KEPT_PREDICTIONS = 2
 """Versions whose predictions stay in Label Studio: the published one, and the one a labeler may be looking at."""
 
+SUPERSEDED_MOST = 100
+"""Superseded versions that may wait for a quiet moment; beyond, they are deleted as fast as new ones come."""
+
 PRUNED_AT_ONCE = 2
-"""Versions whose predictions one job deletes: two windows of 30, about half a second of Label Studio's time."""
+"""Versions whose predictions one job deletes when it is not quiet: two windows of 30, about half a second of Label
+Studio's time, in which nobody's label is taken."""
+
+QUIET_S = 10.0
+"""Pause after a version from which nobody seems to label."""
+
+PRUNED = "pruned"
+"""Note of the number of the oldest version that may still have predictions in Label Studio."""
 
 
 class Reconciler:
@@ -62,6 +72,8 @@ class Reconciler:
         ]
         if passing:
             self._embedder.forget(project_id, passing)
+        if self._n_superseded(project_id) and self._jobs.quiet_s(project_id) >= QUIET_S:
+            self._jobs.request_pruning(project_id)
         before, mark = self._jobs.note(project_id, MARK), self._label_studio.change_mark(project_id)
         if config_changed or passing:
             before = None
@@ -84,19 +96,10 @@ class Reconciler:
         return tasks_changed or answers_changed
 
     def prune(self, project_id: int) -> None:
-        """Deletes predictions of superseded versions from Label Studio; from disk versions past the limit, and what is
-        kept of backbones that were fine-tuned before the last.
-
-        At most PRUNED_AT_ONCE versions, so that a label never waits long for the worker; the job after the next
-        version goes on with the rest.
+        """Deletes from disk versions past the limit, and what is kept of backbones that were fine-tuned before the
+        last; from Label Studio predictions of superseded versions, in a quiet moment.
         """
         self._jobs.begin(project_id, "prune")
-        published = self._registry.published(project_id)
-        held = [version for version in self._label_studio.prediction_counts(project_id) if is_own_version(version)]
-        held.sort(key=lambda version: (version_number(version), version), reverse=True)
-        superseded = [version for version in held[KEPT_PREDICTIONS:] if version != published]
-        for version in superseded[-PRUNED_AT_ONCE:]:
-            self._label_studio.delete_predictions(project_id, version)
         for fingerprint in self._registry.stale_backbones(project_id):
             self._embedder.discard(project_id, fingerprint)
             self._registry.weights_file(project_id, fingerprint).unlink(missing_ok=True)
@@ -104,6 +107,33 @@ class Reconciler:
         pruned = self._registry.prune(project_id, self._keep_versions)
         if pruned:
             logger.debug("pruned project=%d versions=%d", project_id, len(pruned))
+        n_superseded = self._n_superseded(project_id)
+        if n_superseded > SUPERSEDED_MOST or (n_superseded and self._jobs.quiet_s(project_id) >= QUIET_S):
+            self._delete_predictions(project_id)
+
+    def _n_superseded(self, project_id: int) -> int:
+        """How many superseded versions may have predictions in Label Studio, without asking it; at first at least 1."""
+        published, oldest = self._registry.published(project_id), self._jobs.note(project_id, PRUNED)
+        if published is None:
+            return 0
+        newest_superseded = version_number(published) - KEPT_PREDICTIONS + 1
+        return max(1, newest_superseded) if oldest is None else max(0, newest_superseded - int(oldest))
+
+    def _delete_predictions(self, project_id: int) -> None:
+        """Version by version, the oldest first, until somebody labels; then at most `PRUNED_AT_ONCE`."""
+        published = self._registry.published(project_id)
+        held = [version for version in self._label_studio.prediction_counts(project_id) if is_own_version(version)]
+        held.sort(key=lambda version: (version_number(version), version))
+        superseded = [version for version in held[:-KEPT_PREDICTIONS] if version != published]
+        n_deleted = 0
+        for version in superseded:
+            if n_deleted >= PRUNED_AT_ONCE and self._jobs.quiet_s(project_id) < QUIET_S:
+                break
+            self._label_studio.delete_predictions(project_id, version)
+            n_deleted += 1
+        left = [*superseded[n_deleted:], *held[-KEPT_PREDICTIONS:]]
+        self._jobs.set_note(project_id, PRUNED, str(version_number(left[0]) if left else 1))
+        logger.info("pruned project=%d predictions of %d versions", project_id, n_deleted)
 
     def _repair_queue(self, project: Project) -> None:
         record = self._registry.published_record(project.id)

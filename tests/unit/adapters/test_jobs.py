@@ -197,6 +197,19 @@ def test_a_waiter_waits_on_when_only_earlier_requests_are_answered(jobs: Jobs) -
         timer.join()
 
 
+def test_it_is_quiet_some_time_after_the_last_answer(jobs: Jobs) -> None:
+    """Not while a retrain waits or runs; for ever before the first."""
+    assert jobs.quiet_s(3) == float("inf")
+    jobs.request_retrain(3)
+    assert jobs.quiet_s(3) == 0
+    request = jobs.begin_retrain(3)
+    with jobs.project_lock(3):
+        assert jobs.quiet_s(3) == 0
+        jobs.answer_retrain(3, request)
+    time.sleep(0.05)
+    assert 0.05 <= jobs.quiet_s(3) < 30
+
+
 # -- the lock ---------------------------------------------------------------------------------------------------------
 
 
@@ -501,6 +514,7 @@ CALLS: dict[str, Any] = {
     "queued_buckets": lambda jobs: jobs.queued_buckets(3),
     "begin_retrain": lambda jobs: jobs.begin_retrain(3),
     "answer_retrain": lambda jobs: jobs.answer_retrain(3, RetrainRequest(1, False, 0)),
+    "quiet_s": lambda jobs: jobs.quiet_s(3),
     "wait_for_retrain": lambda jobs: jobs.wait_for_retrain(3, 1, 0),
     "project_lock": lambda jobs: jobs.project_lock(3).__enter__(),
     "training": lambda jobs: jobs.training(3),

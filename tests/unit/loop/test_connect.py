@@ -118,6 +118,7 @@ def test_duplicates_are_removed(project: World) -> None:
         {"send_payload": False},
         {"send_for_all_actions": True},
         {"actions": ["ANNOTATION_CREATED"]},
+        {"actions": [*WEBHOOK_ACTIONS, "PROJECT_UPDATED"]},
     ],
 )
 def test_a_wrong_webhook_is_set_right(project: World, fault: dict[str, Any]) -> None:

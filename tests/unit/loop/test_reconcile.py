@@ -8,12 +8,14 @@ import pytest
 from fakes import World, region, rgb
 
 from backend.adapters.label_studio import event_of_webhook
+from backend.adapters.registry import version_number
 from backend.errors import (
     LabelStudioAuthError,
     LabelStudioError,
     LabelStudioUnreachableError,
     ProjectNotFoundError,
 )
+from backend.loop import reconcile
 from backend.loop.reconcile import MARK
 from backend.schema import ValidationFilter
 
@@ -259,19 +261,63 @@ def push_row(world: World, version: str) -> None:
 
 
 def prune_all(world: World) -> None:
-    """As many prune jobs as it takes: each deletes a few versions, so that no label waits long for the worker."""
-    counts = None
-    while counts != (counts := world.label_studio.prediction_counts(1)):
+    """In a quiet moment, a while after the last version."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.jobs, "quiet_s", lambda _: reconcile.QUIET_S)
         world.services.reconciler.prune(1)
 
 
-def test_one_job_deletes_only_a_few_versions(animals: World) -> None:
-    """Ten superseded versions are not deleted in one go: a label would wait behind it."""
-    for number in range(1, 11):
-        push_row(animals, f"v0000-{number}labels-20250101T000000Z")
+def publish_more(world: World, n_versions: int) -> None:
+    for _ in range(n_versions):
+        world.jobs.request_retrain(1, forced=True)
+        assert world.services.trainer.retrain(1) is not None
+    settle(world)
+
+
+def test_while_people_label_no_prediction_is_deleted(animals: World) -> None:
+    """It would take Label Studio a quarter of a second for each version, from whoever submits."""
+    publish_more(animals, 5)
+    animals.label_studio.asked.clear()
     animals.services.reconciler.prune(1)
-    n_left = len(animals.label_studio.prediction_counts(1))
-    assert 3 <= n_left < 11
+    assert animals.label_studio.asked == []
+    assert len(animals.label_studio.prediction_counts(1)) == 6
+
+
+def test_the_comparison_asks_for_pruning_in_a_quiet_moment(quiet: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody labeled for a while: then, once; without anything to delete no job is made."""
+    publish_more(quiet, 5)
+    quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == []
+    monkeypatch.setattr(quiet.jobs, "quiet_s", lambda _: reconcile.QUIET_S)
+    quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["prune(1)"]
+    quiet.services.reconciler.prune(1)
+    assert set(quiet.label_studio.prediction_counts(1)) == set(quiet.registry.versions(1)[:2])
+    settle(quiet)
+    quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == []
+
+
+def test_pruning_ends_when_somebody_labels(animals: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the two versions that one job may delete at any time; the next quiet moment goes on."""
+    publish_more(animals, 7)
+    pauses = iter([reconcile.QUIET_S] * 2 + [0.0] * 9)
+    monkeypatch.setattr(animals.jobs, "quiet_s", lambda _: next(pauses))
+    animals.services.reconciler.prune(1)
+    left = sorted(map(version_number, animals.label_studio.prediction_counts(1)))
+    assert left == [4, 5, 6, 7, 8]
+    monkeypatch.undo()
+    prune_all(animals)
+    assert sorted(map(version_number, animals.label_studio.prediction_counts(1))) == [7, 8]
+
+
+def test_too_many_are_deleted_even_while_people_label(animals: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two for each new version, so that they grow no further."""
+    monkeypatch.setattr(reconcile, "SUPERSEDED_MOST", 3)
+    publish_more(animals, 9)
+    for _ in range(5):
+        animals.services.reconciler.prune(1)
+    assert sorted(map(version_number, animals.label_studio.prediction_counts(1))) == [7, 8, 9, 10]
 
 
 def test_predictions_of_older_versions_are_deleted(animals: World) -> None:
