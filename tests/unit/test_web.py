@@ -23,8 +23,9 @@ from werkzeug.test import TestResponse
 from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.loop.connect import PROJECT_HEADER, SECRET_HEADER
+from backend.model import ActiveLearningModel
 from backend.schema import UNTRAINED, Progress, VersionRecord
-from backend.web import MAX_REASON_CHARS, create_app
+from backend.web import MAX_REASON_CHARS, create_app, warm_up
 
 IMAGES = [rgb(250, 0), rgb(0, 250), rgb(200, 0), rgb(0, 200)]
 VERSION = "v0001-2labels-20260101T000000Z"
@@ -144,7 +145,7 @@ def test_the_right_credentials_are_let_in(client: FlaskClient, method: str, path
 
 def test_health_needs_no_credentials_but_no_wrong_ones(stranger: FlaskClient) -> None:
     """Probes ask without; Label Studio asks with, and learns here that they are wrong."""
-    assert stranger.get("/health").json == {"status": "UP", "model_class": "ActiveLearningModel"}
+    assert stranger.get("/health").json == {"status": "UP", "model_class": ActiveLearningModel.__name__}
     assert stranger.get("/health", headers=basic()).status_code == 200
     for name, headers in WRONG.items():
         if headers:
@@ -420,6 +421,17 @@ def test_an_unknown_project_gets_empty_answers(client: FlaskClient, project: Wor
     answer = client.post("/predict", json={"tasks": [task(1)], "project": "99.1"})
     assert (answer.json or {})["results"] == [{"result": [], "score": 1.0, "model_version": UNTRAINED}]
     assert not (project.services.settings.data_dir / "projects" / "99").exists()
+
+
+def test_a_warm_process_answers_as_a_cold_one(project: World, dead_redis_url: str) -> None:
+    """Warming up needs no Redis and no Label Studio, and changes no answer."""
+    other = project.again(redis_url=dead_redis_url)
+    project.label_studio.asked.clear()
+    warm_up(other.services)
+    assert project.label_studio.asked == []
+    body = {"tasks": [task(1), task(2)], "project": UID}
+    answers = [client_of(world).post("/predict", json=body).json for world in (project, other)]
+    assert answers[0] == answers[1]
 
 
 def test_prediction_needs_no_redis(project: World, dead_redis_url: str) -> None:
