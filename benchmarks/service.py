@@ -10,27 +10,22 @@ as many numbers each as the backbone's.
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import numpy as np
 
 from backend.adapters.registry import Registry
-from backend.config import Settings
 from backend.learning.features import pool_space
 from backend.learning.head import fit_head
-from backend.loop.connect import SECRET_HEADER
 from backend.schema import VersionRecord
 from benchmarks import RESULTS, stack
-from benchmarks.stand_in import CREATED, CREATED_AT, LABEL_CONFIG, LABELS, task_json
+from benchmarks.stand_in import CREATED_AT, LABEL_CONFIG, LABELS
 
 RATE = 50.0
 """Events per second under which the webhook is measured."""
@@ -43,10 +38,6 @@ N_COLD_STARTS = 3
 N_FIRST_LABELS = 20
 N_LABELED = 500
 """Tasks that get a label; answers after that change labels, so that what is kept of them need not grow."""
-
-PASSWORD = "made-up-password"
-SECRET = "made-up-secret"
-BASIC = {"Authorization": "Basic " + base64.b64encode(f"{Settings.backend_user}:{PASSWORD}".encode()).decode()}
 
 ASKED: dict[str, float] = {
     "webhook p99 (ms)": 20,
@@ -92,76 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_table(content)
 
 
-class Service:
-    """The service's processes over one data folder, in the form the parts below need them."""
-
-    def __init__(self, folder: Path, redis_port: int, label_studio_url: str, **settings: str) -> None:
-        self._folder = folder
-        port = stack.free_port()
-        self.url = f"http://{stack.HOST}:{port}"
-        self.registry = Registry(folder / "data" / "projects")
-        self._environment = {
-            **stack.backbone_environment(),
-            "REDIS_URL": f"redis://{stack.HOST}:{redis_port}/0",
-            "LABEL_STUDIO_URL": label_studio_url,
-            "LABEL_STUDIO_TOKEN": "made-up-token",
-            "BACKEND_URL": self.url,
-            "BIND": f"{stack.HOST}:{port}",
-            "BACKEND_PASSWORD": PASSWORD,
-            "WEBHOOK_SECRET": SECRET,
-            "DATA_DIR": str(folder / "data"),
-            "LOG_LEVEL": "INFO",
-            **settings,
-        }
-
-    @contextmanager
-    def web(self) -> Iterator[int]:
-        """The web service, up; its process id."""
-        log = self._folder / "web.log"
-        with stack.running([sys.executable, "-m", "backend", "web"], log, self._environment) as process:
-            stack.await_true(lambda: httpx.get(f"{self.url}/health").is_success, "the web service answers", log)
-            yield process.pid
-
-    @contextmanager
-    def worker(self, project_id: int, n_labels: int) -> Iterator[int]:
-        """The worker, once it has published a version of so many labels; its process id."""
-        log = self._folder / "worker.log"
-        with stack.running([sys.executable, "-m", "backend", "worker"], log, self._environment) as process:
-            stack.await_true(lambda: self.labels_known(project_id) >= n_labels, "the first version is published", log)
-            yield process.pid
-
-    def labels_known(self, project_id: int) -> int:
-        """Labels in the published version; 0 before the first."""
-        record = self.registry.published_record(project_id)
-        return record.labels_used if record else 0
-
-    def n_versions(self, project_id: int) -> int:
-        """The running number of the published version."""
-        version = self.registry.published(project_id)
-        return int(version.removeprefix("v").partition("-")[0]) if version else 0
-
-    def send_event(self, event: Answer) -> None:
-        """Delivers a webhook as Label Studio does. Raises RuntimeError unless it is accepted."""
-        status, answer = stack.post_json(f"{self.url}/webhook", json.dumps(event).encode(), {SECRET_HEADER: SECRET})
-        if status != 201:
-            raise RuntimeError(f"the webhook was answered {status}: {answer[:200]!r}")
-
-    def predict(self, client: httpx.Client, project_id: int, task_ids: Sequence[int]) -> list[Answer]:
-        """What /predict answers for these tasks in Label Studio's own JSON; each must have a result."""
-        body = {
-            "tasks": [task_json(project_id, task_id) for task_id in task_ids],
-            "project": f"{project_id}.{CREATED}",
-            "label_config": LABEL_CONFIG,
-            "params": {"login": "", "password": "", "context": None},
-        }
-        answer = client.post(f"{self.url}/predict", json=body, headers=BASIC)
-        answer.raise_for_status()
-        results: list[Answer] = answer.json()["results"]
-        if not all(item["result"] for item in results):
-            raise RuntimeError("a task that is embedded got no prediction")
-        return results
-
-
 # -- the webhook under load -------------------------------------------------------------------------------------------
 
 
@@ -169,7 +90,7 @@ def measure_webhook(fingerprint: str, dim: int, seconds: float) -> Answer:
     """How long webhooks take to be answered at `RATE` while the worker trains on what they tell."""
     embeddings, labels = stack.made_up_pool(LOADED_POOL, dim)
     with ExitStack() as stop:
-        service, person = _start(stop, {1: LOADED_POOL}, publish_wait_s="0", web_workers="2")
+        service, person = stack.prepare(stop, {1: LOADED_POOL}, publish_wait_s="0", web_workers="2")
         stack.write_pool(service.registry, 1, fingerprint, embeddings)
         for task_id in range(1, N_FIRST_LABELS + 1):
             person.submit(task_id, labels[task_id - 1])
@@ -219,7 +140,7 @@ def measure_predictions(fingerprint: str, dim: int, pools: Sequence[int], second
     random = np.random.default_rng(0)
     with ExitStack() as stop:
         projects = dict(enumerate(pools, start=1))
-        service, _ = _start(stop, projects, web_workers="1")
+        service, _ = stack.prepare(stop, projects, web_workers="1")
         for project_id, n_tasks in projects.items():
             embeddings, labels = stack.made_up_pool(n_tasks, dim)
             stack.write_pool(service.registry, project_id, fingerprint, embeddings)
@@ -255,7 +176,7 @@ def measure_predictions(fingerprint: str, dim: int, pools: Sequence[int], second
 
 
 def _rate(
-    service: Service, client: httpx.Client, project_id: int, n_tasks: int, size: int, seconds: float, random: Any
+    service: stack.Service, client: httpx.Client, project_id: int, n_tasks: int, size: int, seconds: float, random: Any
 ) -> float:
     n_answered, spent = 0, 0.0
     while spent < seconds:
@@ -290,7 +211,7 @@ def measure_memory(fingerprint: str, dim: int, n_retrains: int) -> Answer:
     """Resident memory of a web process and the worker over retrains, each after an answer and before a prediction."""
     embeddings, labels = stack.made_up_pool(RETRAINED_POOL, dim)
     with ExitStack() as stop:
-        service, person = _start(stop, {1: RETRAINED_POOL}, publish_wait_s="30", web_workers="1")
+        service, person = stack.prepare(stop, {1: RETRAINED_POOL}, publish_wait_s="30", web_workers="1")
         stack.write_pool(service.registry, 1, fingerprint, embeddings)
         for task_id in range(1, N_FIRST_LABELS + 1):
             person.submit(task_id, labels[task_id - 1])
@@ -331,15 +252,6 @@ def measure_memory(fingerprint: str, dim: int, n_retrains: int) -> Answer:
 
 def _memory(pids: dict[str, int]) -> dict[str, int]:
     return {f"{name}_{kind}": kb for name, pid in pids.items() for kind, kb in stack.memory_kb(pid).items()}
-
-
-def _start(stop: ExitStack, projects: dict[int, int], **settings: str) -> tuple[Service, stack.Submitter]:
-    """Redis, the stand-in, and the service over an empty folder, not yet started."""
-    folder = Path(stop.enter_context(tempfile.TemporaryDirectory(prefix="service-")))
-    redis_port = stop.enter_context(stack.redis(folder))
-    url = stop.enter_context(stack.label_studio(folder, projects))
-    service = Service(folder, redis_port, url, **{name.upper(): value for name, value in settings.items()})
-    return service, stack.Submitter(url, next(iter(projects)))
 
 
 # -- the table --------------------------------------------------------------------------------------------------------

