@@ -1,4 +1,6 @@
-"""A labeler's session, embedding, and selection: compared, and at scale; `benchmarks.foresight` is run by itself.
+"""A labeler's session, the service by itself and beside a peer, embedding, and selection: compared, and at scale.
+
+`benchmarks.foresight` is run by itself.
 
 On the images and weights kept beside the project, else on the demo's digits:
 
@@ -12,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from backend.demo import write_digits
-from benchmarks import SHARED, WEIGHTS, embedding, kcenter, labeler, selection
+from benchmarks import SHARED, WEIGHTS, embedding, kcenter, labeler, peer, selection, service
 
 WEATHER = SHARED / "data" / "weather"
 
@@ -34,6 +36,8 @@ def main() -> None:
         command = ["--images", str(images), "--name", f"labeler-{images.name}"]
         with_weights = ["--weights", str(weights)] if weights else []
         labeler.main([*command, *with_weights])
+    service.main([])
+    peer.main([])
     embedding.main(with_weights)
     selection.main([*(["--images", str(arguments.images)] if arguments.images else []), *with_weights])
     kcenter.main([])

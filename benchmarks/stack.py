@@ -210,6 +210,10 @@ class Submitter:
         self._guard = threading.Lock()
         self.n_labels = 0
 
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
     def submit(self, task_id: int, label: str) -> dict[str, Any]:
         """The webhook that Label Studio sends about this answer."""
         body = {"project": self._project_id, "task": task_id, "label": label}
@@ -323,7 +327,9 @@ def prepare(stop: ExitStack, projects: Mapping[int, int], **settings: str) -> tu
     redis_port = stop.enter_context(redis(folder))
     url = stop.enter_context(label_studio(folder, projects))
     service = Service(folder, redis_port, url, **{name.upper(): value for name, value in settings.items()})
-    return service, Submitter(url, next(iter(projects)))
+    person = Submitter(url, next(iter(projects)))
+    stop.callback(person.close)
+    return service, person
 
 
 def children(pid: int) -> list[int]:
