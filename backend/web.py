@@ -104,9 +104,10 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
         answers = [(project_id, services.events.handle(project_id, event, body)) for project_id in project_ids]
         logger.info("webhook action=%s projects=%s", event, ",".join(map(str, project_ids)) or "-")
         waits = [(project_id, answer["ticket"]) for project_id, answer in answers if "ticket" in answer]
-        if len(waits) == 1 and event != "START_TRAINING":
+        longest = services.settings.publish_wait_s
+        if longest > 0 and len(waits) == 1 and event != "START_TRAINING":
             started = time.monotonic()
-            in_time = services.jobs.wait_for_retrain(*waits[0], timeout_s=services.settings.publish_wait_s)
+            in_time = services.jobs.wait_for_retrain(*waits[0], timeout_s=longest)
             services.jobs.observe("webhook", {"answered" if in_time else "gave_up": time.monotonic() - started})
         return jsonify(answers[0][1] if len(answers) == 1 else {}), 201
 
