@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = {
         "webhook": lambda: measure_webhook(fingerprint, dim, seconds=10 if quick else 60),
         "predict": lambda: measure_predictions(
-            fingerprint, dim, COLD_POOLS[:2] if quick else COLD_POOLS, seconds=1 if quick else 5
+            fingerprint, dim, COLD_POOLS[:2] if quick else COLD_POOLS, seconds=1 if quick else 3
         ),
         "memory": lambda: measure_memory(fingerprint, dim, n_retrains=50 if quick else 1000),
     }
@@ -161,9 +161,12 @@ def measure_predictions(fingerprint: str, dim: int, pools: Sequence[int], second
         first: dict[int, list[float]] = {}
         rates: list[Answer] = []
         memory: list[Answer] = []
+        starts: list[float] = []
         for start in range(N_COLD_STARTS):
             for project_id, n_tasks in projects.items():
+                begun = time.monotonic()
                 with service.web() as pid, httpx.Client(timeout=60) as client:
+                    starts.append(time.monotonic() - begun)
                     asked = (random.choice(n_tasks, 100, replace=False) + 1).tolist()
                     started = time.monotonic()
                     service.predict(client, project_id, asked)
@@ -182,6 +185,7 @@ def measure_predictions(fingerprint: str, dim: int, pools: Sequence[int], second
             {"pool": n_tasks, "tasks": 100, "median": float(np.median(took)), "max": max(took), "starts": len(took)}
             for n_tasks, took in first.items()
         ],
+        "start_to_health_s": {"median": float(np.median(starts)), "max": max(starts), "starts": len(starts)},
         "tasks_per_s": rates,
         "web_worker_kb_after": memory,
         "load": stack.load_of_machine(),
@@ -288,6 +292,8 @@ def rows_of(content: Answer) -> Iterator[tuple[str, str, str]]:
         for row in predictions["tasks_per_s"]:
             what = f"/predict, pool of {row['pool']:,}, {row['batch']:,} tasks a request: tasks/s"
             yield what, f"{row['tasks_per_s']:,.0f}", f"≥ {ASKED['predict (tasks/s)']:,g}" if row["batch"] > 1 else ""
+        what = "start of the web service until /health answers: median, s"
+        yield what, f"{predictions['start_to_health_s']['median']:.1f}", ""
         for row in predictions["cold_first_answer_s"]:
             what = f"first answer after the start, pool of {row['pool']:,}: longest, s"
             yield what, f"{row['max']:.2f}", f"≤ {ASKED['cold first answer (s)']:g}"

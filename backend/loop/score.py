@@ -75,15 +75,14 @@ class Predictor:
     def warm_up(self) -> None:
         """Loads the published versions, so that the first answers come as fast as later ones."""
         for project_id in self._registry.known_projects():
-            published = self.published(project_id)
-            record, head = published or (None, None)
-            if record is None or head is None:
-                continue
             try:
+                record, head = self.published(project_id) or (None, None)
+                if record is None or head is None:
+                    continue
                 parse_labeling_config(record.label_config)
                 # A task that is never there: to look for it opens the store.
                 self._embedder.rows(project_id, [-1], record.fingerprint, head.weights.shape[1])
-            except BackendError as exc:  # whoever asks for this project is told
+            except (BackendError, OSError) as exc:  # whoever asks for this project is told
                 logger.warning("not warmed up project=%d: %s", project_id, exc)
 
     def published(self, project_id: int) -> tuple[VersionRecord, Head | None] | None:

@@ -11,6 +11,7 @@ import pytest
 from fakes import LABEL_CONFIG, TinyBackbone, World, build_world, region, rgb
 
 from backend.adapters.embedding_store import EmbeddingStore, EmbeddingTable
+from backend.errors import BackendError
 from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.loop.queue import seed_queue_score
@@ -252,3 +253,18 @@ def test_a_warm_process_has_the_published_head_at_hand(trained: World, caplog: p
     assert answer["model_version"] == published
     trained.again().services.predictor.warm_up()
     assert "version not served project=1" in caplog.text
+
+
+@pytest.mark.parametrize("error", [BackendError("broken"), PermissionError("not yours")])
+def test_what_cannot_be_warmed_up_does_not_keep_the_process_from_starting(
+    trained: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """One project's store cannot be read: said in the log, and the others are served."""
+
+    def refuse(*_: object) -> EmbeddingTable:
+        raise error
+
+    other = trained.again()
+    monkeypatch.setattr(EmbeddingStore, "take", refuse)
+    other.services.predictor.warm_up()
+    assert f"not warmed up project=1: {error}" in caplog.text
