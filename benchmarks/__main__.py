@@ -36,8 +36,8 @@ def main() -> None:
         command = ["--images", str(images), "--name", f"labeler-{images.name}"]
         with_weights = ["--weights", str(weights)] if weights else []
         labeler.main([*command, *with_weights])
-    service.main([])
-    peer.main([])
+    service.main(with_weights)
+    peer.main(with_weights)
     embedding.main(with_weights)
     selection.main([*(["--images", str(arguments.images)] if arguments.images else []), *with_weights])
     kcenter.main([])

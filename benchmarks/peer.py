@@ -9,7 +9,7 @@ docker-compose.yml, and one `rq worker`. Killed workers of both are started agai
 In Label Studio's place stands `benchmarks.stand_in`, whose answers cost nothing: a request less makes nobody faster.
 Our versions include the scores of the whole pool and the queue pushed to it; the peer's are the trained head alone.
 
-    python -m benchmarks.peer [--quick]
+    python -m benchmarks.peer [--quick] [--weights FILE]
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -44,8 +43,13 @@ GIVEN_UP_S = 60.0
 RESTART_S = 1.0
 """Pause before a killed worker is started again."""
 
-PEER_PACKAGES = ("label-studio-ml==1.0.9", "setuptools<81")
-"""setuptools: gunicorn 20.1.0, which the peer's own requirements name, imports pkg_resources from it."""
+KILLED_AFTER_S = 0.04
+"""How long after the last answer its worker is killed: both have begun to train on it, neither has done so."""
+
+PEER_PACKAGES = ("label-studio-ml==1.0.9", "redis<5", "setuptools<81")
+"""Beside what the peer itself asks for: setuptools, from which gunicorn 20.1.0 imports pkg_resources; and redis-py of
+the time of rq 1.10.1, for with 8.1 that worker dies of its first idle seconds ("Timeout reading from socket").
+"""
 
 HEAD_PACKAGES = ("numpy", "scipy", "threadpoolctl")
 """What our head needs, in the releases installed here."""
@@ -57,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, writes peer.json, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few answers, the worker is not killed")
+    parser.add_argument("--weights", type=Path, help="BACKBONE_WEIGHTS for mobilenet_v2")
     parser.add_argument("--only", help="situations whose name has this in it; nothing is written")
     arguments = parser.parse_args(argv)
     content: Json = {
@@ -67,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "load_before": stack.load_of_machine(),
         "rows": [],
     }
-    fingerprint, dim = stack.backbone_identity()
-    embeddings, labels = stack.made_up_pool(POOL, dim)
+    backbone = stack.UsedBackbone.load(arguments.weights)
+    embeddings, labels = stack.made_up_pool(POOL, backbone.dim)
     with tempfile.TemporaryDirectory(prefix="peer-") as name:
         folder = Path(name)
         np.save(folder / "embeddings.npy", embeddings)
@@ -80,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"{situation['name']}: {system} …", file=sys.stderr)
                 content["rows"].append(
                     {"situation": situation["name"], "system": system}
-                    | measure(system, situation, folder, fingerprint, embeddings, labels)
+                    | measure(system, situation, folder, backbone, embeddings, labels)
                 )
     content["load_after"] = stack.load_of_machine()
     if not arguments.only:
@@ -92,6 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 # -- the situations ---------------------------------------------------------------------------------------------------
 
 OURS, OURS_WITHOUT_WAIT, PEER = "this service", "this service, PUBLISH_WAIT_S=0", "label-studio-ml 1.0.9, RQ"
+
+
+ON_THE_LAST = "killed training on the last"
 
 
 def situations(*, quick: bool) -> list[Json]:
@@ -107,7 +115,12 @@ def situations(*, quick: bool) -> list[Json]:
         last = stack.schedule(1 / 8, 24)  # so that nothing else waits when the last comes
         found += [
             {"name": "killed amid answers", "systems": (OURS, PEER), "due": amid, "killed_at": 10.1},
-            {"name": "killed training on the last", "systems": (OURS, PEER), "due": last, "killed_at": last[-1] + 0.1},
+            {
+                "name": "killed training on the last",
+                "systems": (OURS, PEER),
+                "due": last,
+                "killed_at": last[-1] + KILLED_AFTER_S,
+            },
         ]
     return found
 
@@ -121,18 +134,23 @@ def ever_faster(n: int, first_pause: float, last_pause: float) -> list[float]:
 
 
 def measure(
-    system: str, situation: Mapping[str, Any], folder: Path, fingerprint: str, embeddings: np.ndarray, labels: list[str]
+    system: str,
+    situation: Mapping[str, Any],
+    folder: Path,
+    backbone: stack.UsedBackbone,
+    embeddings: np.ndarray,
+    labels: list[str],
 ) -> Json:
     """The webhook's answer, the way of each label into a version, and the labels lost."""
     with ExitStack() as stop:
         wait = {"publish_wait_s": "0"} if system == OURS_WITHOUT_WAIT else {}
-        service, person = stack.prepare(stop, {1: POOL}, **wait)
+        service, person = stack.prepare(stop, {1: POOL}, backbone, **wait)
         for task_id in range(1, N_FIRST_LABELS + 1):
             person.submit(task_id, labels[task_id - 1])
         if system == PEER:
             runner: Runner = Peer(stop, folder, service)
         else:
-            stack.write_pool(service.registry, 1, fingerprint, embeddings)
+            stack.write_pool(service.registry, 1, backbone.fingerprint, embeddings)
             runner = Ours(stop, service)
         worker = Worker(runner.worker_process)
         stop.callback(worker.stop)
@@ -208,8 +226,8 @@ class Worker:
         self._process = self._running.enter_context(start())
 
     def kill_and_restart(self) -> None:
-        """As if the machine had ended it: SIGKILL; started again after `RESTART_S`."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        """SIGKILL, also to what it forked for a job; started again after `RESTART_S`."""
+        stack.kill_family(self._process.pid)
         self._running.close()
         time.sleep(RESTART_S)
         self._process = self._running.enter_context(self._start())

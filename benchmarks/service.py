@@ -4,7 +4,7 @@ The web service under gunicorn and the worker as they always run, with a Redis s
 place stands `benchmarks.stand_in`, which takes answers as fast as they come and costs nothing; embeddings are made up,
 as many numbers each as the backbone's.
 
-    python -m benchmarks.service [--quick]
+    python -m benchmarks.service [--quick] [--weights FILE]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -41,7 +42,7 @@ COLD_POOLS = (1_000, 10_000, 100_000)
 BATCH_SIZES = (1, 32, 250, 1_000)
 N_COLD_STARTS = 3
 N_FIRST_LABELS = 20
-N_LABELED = 500
+N_LABELED = 200
 """Tasks that get a label; answers after that change labels, so that what is kept of them need not grow."""
 
 ASKED: dict[str, float] = {
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures, writes service.json, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about a minute: less of everything")
+    parser.add_argument("--weights", type=Path, help="BACKBONE_WEIGHTS for mobilenet_v2")
     parser.add_argument("--only", choices=["webhook", "predict", "memory"], help="one part; nothing is written")
     arguments = parser.parse_args(argv)
     quick = arguments.quick
@@ -68,14 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "quick": quick,
         "load_before": stack.load_of_machine(),
     }
-    fingerprint, dim = stack.backbone_identity()
-    content["backbone"], content["features"] = fingerprint, dim
+    backbone = stack.UsedBackbone.load(arguments.weights)
+    content["backbone"], content["features"] = backbone.settings.get("BACKBONE", "mobilenet_v2"), backbone.dim
     parts = {
-        "webhook": lambda: measure_webhook(fingerprint, dim, seconds=10 if quick else 60),
+        "webhook": lambda: measure_webhook(backbone, seconds=10 if quick else 60),
         "predict": lambda: measure_predictions(
-            fingerprint, dim, COLD_POOLS[:2] if quick else COLD_POOLS, seconds=1 if quick else 3
+            backbone, COLD_POOLS[:2] if quick else COLD_POOLS, seconds=1 if quick else 3
         ),
-        "memory": lambda: measure_memory(fingerprint, dim, n_retrains=50 if quick else 1000),
+        "memory": lambda: measure_memory(backbone, n_retrains=50 if quick else 1000),
     }
     for name, measure in parts.items():
         if arguments.only in (None, name):
@@ -91,12 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 # -- the webhook under load -------------------------------------------------------------------------------------------
 
 
-def measure_webhook(fingerprint: str, dim: int, seconds: float) -> Answer:
+def measure_webhook(backbone: stack.UsedBackbone, seconds: float) -> Answer:
     """How long webhooks take to be answered at `RATE` while the worker trains on what they tell."""
-    embeddings, labels = stack.made_up_pool(LOADED_POOL, dim)
+    embeddings, labels = stack.made_up_pool(LOADED_POOL, backbone.dim)
     with ExitStack() as stop:
-        service, person = stack.prepare(stop, {1: LOADED_POOL}, publish_wait_s="0", web_workers="2")
-        stack.write_pool(service.registry, 1, fingerprint, embeddings)
+        service, person = stack.prepare(stop, {1: LOADED_POOL}, backbone, publish_wait_s="0", web_workers="2")
+        stack.write_pool(service.registry, 1, backbone.fingerprint, embeddings)
         for task_id in range(1, N_FIRST_LABELS + 1):
             person.submit(task_id, labels[task_id - 1])
         stop.enter_context(service.web())
@@ -148,16 +150,16 @@ def answer_of(number: int, labels: Sequence[str]) -> tuple[int, str]:
 # -- predictions ------------------------------------------------------------------------------------------------------
 
 
-def measure_predictions(fingerprint: str, dim: int, pools: Sequence[int], seconds: float) -> Answer:
+def measure_predictions(backbone: stack.UsedBackbone, pools: Sequence[int], seconds: float) -> Answer:
     """Tasks per second of one web process, one request after the other; and the first answer after its start."""
     random = np.random.default_rng(0)
     with ExitStack() as stop:
         projects = dict(enumerate(pools, start=1))
-        service, _ = stack.prepare(stop, projects, web_workers="1")
+        service, _ = stack.prepare(stop, projects, backbone, web_workers="1")
         for project_id, n_tasks in projects.items():
-            embeddings, labels = stack.made_up_pool(n_tasks, dim)
-            stack.write_pool(service.registry, project_id, fingerprint, embeddings)
-            publish_head(service.registry, project_id, fingerprint, embeddings, labels)
+            embeddings, labels = stack.made_up_pool(n_tasks, backbone.dim)
+            stack.write_pool(service.registry, project_id, backbone.fingerprint, embeddings)
+            publish_head(service.registry, project_id, backbone.fingerprint, embeddings, labels)
         first: dict[int, list[float]] = {}
         rates: list[Answer] = []
         memory: list[Answer] = []
@@ -224,12 +226,12 @@ def publish_head(
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def measure_memory(fingerprint: str, dim: int, n_retrains: int) -> Answer:
+def measure_memory(backbone: stack.UsedBackbone, n_retrains: int) -> Answer:
     """Resident memory of a web process and the worker over retrains, each after an answer and before a prediction."""
-    embeddings, labels = stack.made_up_pool(RETRAINED_POOL, dim)
+    embeddings, labels = stack.made_up_pool(RETRAINED_POOL, backbone.dim)
     with ExitStack() as stop:
-        service, person = stack.prepare(stop, {1: RETRAINED_POOL}, publish_wait_s="30", web_workers="1")
-        stack.write_pool(service.registry, 1, fingerprint, embeddings)
+        service, person = stack.prepare(stop, {1: RETRAINED_POOL}, backbone, publish_wait_s="30", web_workers="1")
+        stack.write_pool(service.registry, 1, backbone.fingerprint, embeddings)
         for task_id in range(1, N_FIRST_LABELS + 1):
             person.submit(task_id, labels[task_id - 1])
         web = stop.enter_context(service.web())

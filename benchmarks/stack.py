@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -112,16 +113,21 @@ def made_up_pool(n_rows: int, n_features: int, seed: int = 0) -> tuple[np.ndarra
     return embeddings, [LABELS[cluster % len(LABELS)] for cluster in clusters.tolist()]
 
 
-def backbone_environment() -> dict[str, str]:
-    """The settings of the backbone: weights kept beside the project, else the hand-made descriptor; no download."""
-    known = {"BACKBONE_WEIGHTS": str(WEIGHTS)} if WEIGHTS.is_file() else {"BACKBONE": "descriptor"}
-    return {"ALLOW_WEIGHTS_DOWNLOAD": "false", **known}
+@dataclass(frozen=True)
+class UsedBackbone:
+    """The backbone of a measurement: mobilenet_v2 with weights from a file, else the hand-made descriptor."""
 
+    fingerprint: str
+    dim: int
+    settings: Mapping[str, str]
 
-def backbone_identity() -> tuple[str, int]:
-    """(fingerprint, dim) of that backbone."""
-    backbone = load_backbone("mobilenet_v2", WEIGHTS) if WEIGHTS.is_file() else load_backbone("descriptor")
-    return backbone.fingerprint, backbone.dim
+    @classmethod
+    def load(cls, weights: Path | None) -> UsedBackbone:
+        """With these weights, else those kept beside the project, else without any; nothing is downloaded."""
+        weights = weights or (WEIGHTS if WEIGHTS.is_file() else None)
+        backbone = load_backbone("mobilenet_v2", weights) if weights else load_backbone("descriptor")
+        named = {"BACKBONE_WEIGHTS": str(weights.resolve())} if weights else {"BACKBONE": "descriptor"}
+        return cls(backbone.fingerprint, backbone.dim, {"ALLOW_WEIGHTS_DOWNLOAD": "false", **named})
 
 
 def write_pool(registry: Registry, project_id: int, fingerprint: str, embeddings: np.ndarray) -> None:
@@ -249,7 +255,6 @@ class Service:
         self.webhook_headers = {SECRET_HEADER: SECRET}
         self.registry = Registry(folder / "data" / "projects")
         self._environment = {
-            **backbone_environment(),
             "REDIS_URL": f"redis://{HOST}:{redis_port}/0",
             "LABEL_STUDIO_URL": label_studio_url,
             "LABEL_STUDIO_TOKEN": "made-up-token",
@@ -318,7 +323,9 @@ class Service:
         return results
 
 
-def prepare(stop: ExitStack, projects: Mapping[int, int], **settings: str) -> tuple[Service, Submitter]:
+def prepare(
+    stop: ExitStack, projects: Mapping[int, int], backbone: UsedBackbone, **settings: str
+) -> tuple[Service, Submitter]:
     """Redis, the stand-in with these projects, and the service over an empty folder, not yet started.
 
     All end with `stop`. Who submits does so in the first project.
@@ -326,7 +333,8 @@ def prepare(stop: ExitStack, projects: Mapping[int, int], **settings: str) -> tu
     folder = Path(stop.enter_context(tempfile.TemporaryDirectory(prefix="service-")))
     redis_port = stop.enter_context(redis(folder))
     url = stop.enter_context(label_studio(folder, projects))
-    service = Service(folder, redis_port, url, **{name.upper(): value for name, value in settings.items()})
+    given = {**backbone.settings, **{name.upper(): value for name, value in settings.items()}}
+    service = Service(folder, redis_port, url, **given)
     person = Submitter(url, next(iter(projects)))
     stop.callback(person.close)
     return service, person
@@ -335,6 +343,16 @@ def prepare(stop: ExitStack, projects: Mapping[int, int], **settings: str) -> tu
 def children(pid: int) -> list[int]:
     """Process ids of the children of a process."""
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def kill_family(pid: int) -> None:
+    """SIGKILL to a process and all below it, the parent first, as when their container ends."""
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGSTOP)  # it starts no more
+        below = children(pid)
+        os.kill(pid, signal.SIGKILL)
+        for child in below:
+            kill_family(child)
 
 
 def memory_kb(pid: int) -> dict[str, int]:

@@ -40,7 +40,7 @@ def test_answers_come_ever_faster() -> None:
 def test_the_worker_is_killed_while_answers_come_and_after_the_last() -> None:
     """And both systems meet the same situations, the peer never first."""
     found = {situation["name"]: situation for situation in peer.situations(quick=False)}
-    amid, last = found["killed amid answers"], found["killed training on the last"]
+    amid, last = found["killed amid answers"], found[peer.ON_THE_LAST]
     assert amid["due"][0] < amid["killed_at"] < amid["due"][-1]
     assert last["killed_at"] > last["due"][-1]
     for situation in found.values():
@@ -52,10 +52,10 @@ def test_the_worker_is_killed_while_answers_come_and_after_the_last() -> None:
 
 
 def test_a_killed_worker_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process, the first is gone with its children, and stopping ends the second."""
+    """Another process; the first is gone with its children, also one in a group of its own; stopping ends both."""
     monkeypatch.setattr(peer, "RESTART_S", 0.0)
     started: list[subprocess.Popen[bytes]] = []
-    program = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
+    program = "import subprocess, time; subprocess.Popen(['sleep', '60'], process_group=0); time.sleep(60)"
 
     def start():
         context = stack.running([sys.executable, "-c", program], tmp_path / "log")
