@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -122,15 +125,19 @@ def test_answers_are_new_labels_first_and_then_always_changes() -> None:
 
 
 def test_memory_is_that_of_the_process() -> None:
-    """40 MB written are 40 MB more, shared with nobody."""
-    pid = int(Path("/proc/self").resolve().name)
-    before = stack.memory_kb(pid)
-    held = np.ones(5 * 2**20)
-    after = stack.memory_kb(pid)
-    assert held.sum() == 5 * 2**20
+    """Of a child that holds 40 MB and waits: so much more than of one that holds none, and shared with nobody."""
+    found = []
+    for n_bytes in (0, 40 * 2**20):
+        program = f"held = b'x' * {n_bytes}; print(flush=True); input()"
+        child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert child.pid in stack.children(os.getpid())
+        found.append(stack.memory_kb(child.pid))
+        child.communicate(b"\n")
     for kind in ("rss", "pss"):
-        assert after[kind] - before[kind] == pytest.approx(40 * 1024, rel=0.1)
-    assert 0 < after["pss"] <= after["rss"]
+        assert found[1][kind] - found[0][kind] == pytest.approx(40 * 1024, rel=0.1)
+    assert 0 < found[0]["pss"] <= found[0]["rss"]
 
 
 def test_the_made_up_pool_can_be_learned_and_is_found_by_the_service(tmp_path: Path) -> None:
