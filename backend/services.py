@@ -19,6 +19,7 @@ from backend.loop.connect import Connector
 from backend.loop.doctor import Doctor
 from backend.loop.embed import Embedder
 from backend.loop.evaluate import Evaluator
+from backend.loop.events import EventHandler
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader
 from backend.loop.ledger import Ledger
@@ -149,6 +150,11 @@ class Services:
             backbones=self.backbones,
             settings=self.settings,
         )
+
+    @cached_property
+    def events(self) -> EventHandler:
+        """Use case: take in what Label Studio tells."""
+        return EventHandler(jobs=self.jobs, registry=self.registry)
 
     @cached_property
     def predictor(self) -> Predictor:

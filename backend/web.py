@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import importlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from backend.errors import (
     VersionNotFoundError,
 )
 from backend.loop.connect import PROJECT_HEADER, SECRET_HEADER
-from backend.model import ActiveLearningModel, project_id_of
+from backend.loop.events import project_id_of
 from backend.schema import UNTRAINED
 from backend.services import Services
 
@@ -43,6 +44,12 @@ STATUS_OF: Mapping[type[BackendError], int] = {
 """HTTP status of an error; any other BackendError is 500."""
 
 MAX_REASON_CHARS = 400
+
+MODEL_CLASS = "ActiveLearningModel"
+"""What /health names: the class in `backend.model`, which is not imported here, for its base class imports torch."""
+
+LOADED_ON_USE = ("label_studio_sdk.label_interface.interface", "lance", "redis", "rq", "safetensors.numpy")
+"""What requests import when they come to it; the first of them would take longer than Label Studio waits for it."""
 
 
 def create_app(services: Services) -> Flask:
@@ -65,7 +72,7 @@ def create_app(services: Services) -> Flask:
 
 def _add_ml_protocol(app: Flask, services: Services) -> None:
     def health() -> Response:
-        return jsonify({"status": "UP", "model_class": ActiveLearningModel.__name__})
+        return jsonify({"status": "UP", "model_class": MODEL_CLASS})
 
     def setup() -> Response:
         body = _body()
@@ -86,22 +93,21 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
         body = _body()
         tasks = _tasks(body)
         project = body.get("project") or (tasks[0].get("project") if tasks else None)
-        model = ActiveLearningModel(project_id_of(project), _text(body, "label_config", ""), services=services)
-        return jsonify({"results": model.predict(tasks), "model_version": model.model_version})
+        project_id = project_id_of(project)
+        results = services.predictor.predict(project_id, _text(body, "label_config", ""), tasks)
+        return jsonify({"results": results, "model_version": services.registry.published(project_id) or UNTRAINED})
 
     def webhook() -> tuple[Response, int]:
         body = _body()
         event = _text(body, "action")
         project_ids = _projects_of_event(body, services)
-        answers = []
-        for project_id in project_ids:
-            model = ActiveLearningModel(project_id, services=services)
-            answers.append((project_id, model.process_event(event, body)))
+        answers = [(project_id, services.events.handle(project_id, event, body)) for project_id in project_ids]
         logger.info("webhook action=%s projects=%s", event, ",".join(map(str, project_ids)) or "-")
         waits = [(project_id, answer["ticket"]) for project_id, answer in answers if "ticket" in answer]
-        if len(waits) == 1 and event != "START_TRAINING":
+        longest = services.settings.publish_wait_s
+        if longest > 0 and len(waits) == 1 and event != "START_TRAINING":
             started = time.monotonic()
-            in_time = services.jobs.wait_for_retrain(*waits[0], timeout_s=services.settings.publish_wait_s)
+            in_time = services.jobs.wait_for_retrain(*waits[0], timeout_s=longest)
             services.jobs.observe("webhook", {"answered" if in_time else "gave_up": time.monotonic() - started})
         return jsonify(answers[0][1] if len(answers) == 1 else {}), 201
 
@@ -272,6 +278,16 @@ def _finish(answer: Response) -> Response:
 # -- gunicorn ---------------------------------------------------------------------------------------------------------
 
 
+def warm_up(services: Services) -> None:
+    """Loads what first requests need, about two seconds of imports and the published versions, before they come.
+
+    In each web process itself and not before the fork: Lance must not be forked once it was used.
+    """
+    for name in LOADED_ON_USE:
+        importlib.import_module(name)
+    services.predictor.warm_up()
+
+
 def serve(services: Services) -> None:
     """Runs the service under gunicorn until it is stopped."""
     from gunicorn.app.base import BaseApplication
@@ -296,6 +312,7 @@ def serve(services: Services) -> None:
                 self.cfg.set(name, value)
 
         def load(self) -> Callable[..., Any]:
+            warm_up(services)
             return create_app(services)
 
     if not settings.backend_password:

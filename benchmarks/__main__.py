@@ -1,4 +1,6 @@
-"""A labeler's session, the lag people see, embedding, selection compared and at scale; `benchmarks.foresight` apart.
+"""A labeler's session, the lag people see, the service by itself and beside a peer, embedding, and selection.
+
+`benchmarks.foresight` and `benchmarks.finetuning` are run by themselves.
 
 On the images and weights kept beside the project, else on the demo's digits:
 
@@ -12,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from backend.demo import write_digits
-from benchmarks import SHARED, WEIGHTS, embedding, kcenter, labeler, latency, selection
+from benchmarks import SHARED, WEIGHTS, embedding, kcenter, labeler, latency, peer, selection, service
 
 WEATHER = SHARED / "data" / "weather"
 
@@ -35,6 +37,8 @@ def main() -> None:
         with_weights = ["--weights", str(weights)] if weights else []
         labeler.main([*command, *with_weights])
     latency.main(with_weights)
+    service.main(with_weights)
+    peer.main(with_weights)
     embedding.main(with_weights)
     selection.main([*(["--images", str(arguments.images)] if arguments.images else []), *with_weights])
     kcenter.main([])

@@ -61,6 +61,10 @@ class Embedder:
         """All embeddings of the project, of its backbone unless another fingerprint and dim are named."""
         return self._store(project_id, fingerprint, dim).read()
 
+    def rows(self, project_id: int, task_ids: Sequence[int], fingerprint: str, dim: int) -> EmbeddingTable:
+        """The embeddings of some tasks, without reading all the others into memory."""
+        return self._store(project_id, fingerprint, dim).take(task_ids)
+
     def plan(self, project_id: int) -> int:
         """Compares the store with the project's tasks, queues batches of what is missing; the number missing.
 
@@ -143,7 +147,8 @@ class Embedder:
         self._embed(project_id, self._missing(project_id, tasks, backbone), backbone, lambda _: True)
 
     def _missing(self, project_id: int, tasks: Sequence[Task], backbone: Backbone) -> list[Task]:
-        return missing_tasks(self._store(project_id, backbone.fingerprint, backbone.dim).read(), tasks)
+        known = self.rows(project_id, [task.id for task in tasks], backbone.fingerprint, backbone.dim)
+        return missing_tasks(known, tasks)
 
     def _embed(
         self, project_id: int, tasks: Sequence[Task], backbone: Backbone, may_go_on: Callable[[int], bool]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, prediction_result
 from backend.errors import BackendError
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 EMBED_IN_REQUEST = 32
 """Unknown images embedded inside one /predict request, about two seconds on two cores; the rest are queued."""
+
+TASKS_AT_ONCE = 1000
+"""Tasks of one request that are looked up together, 2.5 MB of embeddings."""
 
 LAST = 1.0
 """Queue score of a task that nothing can be said about: label it last. (No score at all would come first.)"""
@@ -68,6 +72,19 @@ class Predictor:
         self._loaded: OrderedDict[int, tuple[VersionRecord, Head | None]] = OrderedDict()
         self._guard = Lock()
 
+    def warm_up(self) -> None:
+        """Loads the published versions, so that the first answers come as fast as later ones."""
+        for project_id in self._registry.known_projects():
+            try:
+                record, head = self.published(project_id) or (None, None)
+                if record is None or head is None:
+                    continue
+                parse_labeling_config(record.label_config)
+                # A task that is never there: to look for it opens the store.
+                self._embedder.rows(project_id, [-1], record.fingerprint, head.weights.shape[1])
+            except (BackendError, OSError) as exc:  # whoever asks for this project is told
+                logger.warning("not warmed up project=%d: %s", project_id, exc)
+
     def published(self, project_id: int) -> tuple[VersionRecord, Head | None] | None:
         """The published record and head, loaded again only when another version was published."""
         version = self._registry.published(project_id)
@@ -109,36 +126,44 @@ class Predictor:
         kept_aside = (
             ValidationFilter.parse(record.validation_filter) if record.validation_filter else ValidationFilter()
         )
-        embeddings, rows = self._embeddings(project_id, record, head, _requested(tasks, config.image_field))
-        scores = score(head, embeddings, record.acquisition)
+        requested = _requested(tasks, config.image_field)
+        n_to_embed = EMBED_IN_REQUEST
         answers = []
-        for task in tasks:
-            row, fields = rows.get(int(task["id"])), task.get("data")
-            if row is None or (isinstance(fields, Mapping) and kept_aside.holds(fields)):
-                answers.append(_empty(record.version))
-                continue
-            answers.append(
-                {
-                    "result": scores.result(config, row),
-                    "score": float(scores.queue_scores[row]),
-                    "model_version": record.version,
-                }
-            )
+        for start in range(0, len(tasks), TASKS_AT_ONCE):
+            part = slice(start, start + TASKS_AT_ONCE)
+            table, n_embedded = self._table(project_id, record, head, requested[part], n_to_embed)
+            n_to_embed -= n_embedded
+            scores = score(head, table.embeddings, record.acquisition)
+            rows = table.rows_of([task.id for task in requested[part]]).tolist()
+            for task, row in zip(tasks[part], rows, strict=True):
+                fields = task.get("data")
+                if row < 0 or (isinstance(fields, Mapping) and kept_aside.holds(fields)):
+                    answers.append(_empty(record.version))
+                    continue
+                answers.append(
+                    {
+                        "result": scores.result(config, row),
+                        "score": float(scores.queue_scores[row]),
+                        "model_version": record.version,
+                    }
+                )
         return answers
 
-    def _embeddings(
-        self, project_id: int, record: VersionRecord, head: Head, tasks: Sequence[Task]
-    ) -> tuple[NDArray[np.floating[Any]], dict[int, int]]:
-        """Embeddings of those tasks that have one, and task id → its row in them."""
-        dim = head.weights.shape[1]
-        table = self._embedder.table(project_id, record.fingerprint, dim)
-        unknown = missing_tasks(table, tasks)
-        if unknown and self._embedder.backbone(project_id).fingerprint == record.fingerprint:
-            self._embedder.embed_now(project_id, unknown[:EMBED_IN_REQUEST])
-            table = self._embedder.table(project_id, record.fingerprint, dim)
-        rows = table.rows_of([task.id for task in tasks])
-        known = {task.id: int(row) for task, row in zip(tasks, rows, strict=True) if row >= 0}
-        return table.embeddings[list(known.values())], {task_id: row for row, task_id in enumerate(known)}
+    def _table(
+        self, project_id: int, record: VersionRecord, head: Head, tasks: Sequence[Task], n_to_embed: int
+    ) -> tuple[EmbeddingTable, int]:
+        """The embeddings of these tasks, and how many of them were not there and had to be made, at most `n_to_embed`.
+
+        Read for the request: a web process that held all of a large pool would hold it beside the worker.
+        """
+        task_ids, dim = [task.id for task in tasks], head.weights.shape[1]
+        table = self._embedder.rows(project_id, task_ids, record.fingerprint, dim)
+        unknown = missing_tasks(table, tasks)[:n_to_embed]
+        # Asked last: to know its fingerprint the backbone is loaded.
+        if not unknown or self._embedder.backbone(project_id).fingerprint != record.fingerprint:
+            return table, 0
+        self._embedder.embed_now(project_id, unknown)
+        return self._embedder.rows(project_id, task_ids, record.fingerprint, dim), len(unknown)
 
 
 def _requested(tasks: Sequence[Mapping[str, Any]], image_field: str) -> list[Task]:

@@ -153,7 +153,10 @@ def test_importing_does_no_io(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["backend.cli", "backend.services", "backend.choices"])
+@pytest.mark.parametrize("module", ["backend.cli", "backend.services", "backend.choices", "backend.web"])
 def test_light_modules_load_nothing_heavy(module: str, tmp_path: Path) -> None:
-    """`--help` and a wrong setting answer at once: torch, Lance and the SDK are loaded when they are first used."""
+    """`--help` and a wrong setting answer at once: torch, Lance and the SDK are loaded when they are first used.
+
+    The web service never loads torch unless it has to embed an image itself: half a gigabyte in each of its processes.
+    """
     assert import_in_new_interpreter(tmp_path, module) == ([], [])

@@ -23,8 +23,9 @@ from werkzeug.test import TestResponse
 from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.loop.connect import PROJECT_HEADER, SECRET_HEADER
+from backend.model import ActiveLearningModel
 from backend.schema import UNTRAINED, Progress, VersionRecord
-from backend.web import MAX_REASON_CHARS, create_app
+from backend.web import MAX_REASON_CHARS, create_app, warm_up
 
 IMAGES = [rgb(250, 0), rgb(0, 250), rgb(200, 0), rgb(0, 200)]
 VERSION = "v0001-2labels-20260101T000000Z"
@@ -144,7 +145,7 @@ def test_the_right_credentials_are_let_in(client: FlaskClient, method: str, path
 
 def test_health_needs_no_credentials_but_no_wrong_ones(stranger: FlaskClient) -> None:
     """Probes ask without; Label Studio asks with, and learns here that they are wrong."""
-    assert stranger.get("/health").json == {"status": "UP", "model_class": "ActiveLearningModel"}
+    assert stranger.get("/health").json == {"status": "UP", "model_class": ActiveLearningModel.__name__}
     assert stranger.get("/health", headers=basic()).status_code == 200
     for name, headers in WRONG.items():
         if headers:
@@ -422,6 +423,17 @@ def test_an_unknown_project_gets_empty_answers(client: FlaskClient, project: Wor
     assert not (project.services.settings.data_dir / "projects" / "99").exists()
 
 
+def test_a_warm_process_answers_as_a_cold_one(project: World, dead_redis_url: str) -> None:
+    """Warming up needs no Redis and no Label Studio, and changes no answer."""
+    other = project.again(redis_url=dead_redis_url)
+    project.label_studio.asked.clear()
+    warm_up(other.services)
+    assert project.label_studio.asked == []
+    body = {"tasks": [task(1), task(2)], "project": UID}
+    answers = [client_of(world).post("/predict", json=body).json for world in (project, other)]
+    assert answers[0] == answers[1]
+
+
 def test_prediction_needs_no_redis(project: World, dead_redis_url: str) -> None:
     """Redis is away: pre-labels are shown all the same."""
     client = client_of(project.again(redis_url=dead_redis_url))
@@ -649,7 +661,7 @@ def test_the_front_page_names_the_projects(client: FlaskClient) -> None:
 
 
 def test_metrics_tell_how_long_each_stage_took(project: World, client: FlaskClient) -> None:
-    """A retrain, its evaluation and a webhook that gave up waiting, as histograms."""
+    """A retrain, its evaluation and a webhook that gave up waiting, as histograms; one that never waits is none."""
     project.embed_all(3)
     project.label_studio.annotate(3, 1, "cat")
     project.label_studio.annotate(3, 2, "dog")
@@ -658,7 +670,8 @@ def test_metrics_tell_how_long_each_stage_took(project: World, client: FlaskClie
     for work, stage in (("retrain", "fit"), ("retrain", "push"), ("evaluate", "cross_validate")):
         assert f'active_learning_stage_seconds_count{{stage="{stage}",work="{work}"}} 1.0' in text
         assert f'active_learning_stage_seconds_bucket{{le="+Inf",stage="{stage}",work="{work}"}} 1.0' in text
-    client.post("/webhook", json={"action": "ANNOTATION_CREATED", "project": {"id": 3}})
+    for asked in (client, client_of(project.again(publish_wait_s=0.01))):
+        asked.post("/webhook", json={"action": "ANNOTATION_CREATED", "project": {"id": 3}})
     assert 'stage_seconds_count{stage="gave_up",work="webhook"} 1.0' in client.get("/metrics").data.decode()
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 from fakes import LABEL_CONFIG, TinyBackbone, World, build_world, region, rgb
 
+from backend.adapters.embedding_store import EmbeddingStore, EmbeddingTable
+from backend.errors import BackendError
 from backend.learning.features import plain_space
 from backend.learning.head import Head
 from backend.loop.queue import seed_queue_score
@@ -211,3 +214,57 @@ def test_a_version_of_another_backbone_answers_from_its_own_embeddings(trained: 
 def test_no_tasks_no_answers(trained: World) -> None:
     """An empty list is answered with an empty list."""
     assert predict(trained, []) == []
+
+
+def test_answers_need_only_the_rows_asked_for(trained: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that only answers never holds the embeddings of the whole pool."""
+
+    def read_all(_: EmbeddingStore) -> EmbeddingTable:
+        pytest.fail("all embeddings were read")
+
+    other = trained.again()
+    monkeypatch.setattr(EmbeddingStore, "read", read_all)
+    unseen = {"id": 77, "data": {"image": rgb(0, 240)}}
+    answers = other.services.predictor.predict(1, LABEL_CONFIG, [*tasks(4, 2), unseen])
+    assert [answer["result"][0]["value"]["choices"] for answer in answers] == [["dog"], ["cat"], ["dog"]]
+
+
+def test_answers_are_the_same_in_parts(trained: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked up two at a time, order and results stay; of four unseen images three are embedded, not three a part."""
+    whole = predict(trained, tasks(4, 2, 5, 1, 3))
+    monkeypatch.setattr("backend.loop.score.TASKS_AT_ONCE", 2)
+    parts = predict(trained, tasks(4, 2, 5, 1, 3))
+    assert [answer["result"] for answer in parts] == [answer["result"] for answer in whole]
+    # Products of matrices of other shapes are rounded otherwise.
+    assert [answer["score"] for answer in parts] == pytest.approx([answer["score"] for answer in whole], abs=1e-8)
+    monkeypatch.setattr("backend.loop.score.EMBED_IN_REQUEST", 3)
+    answers = predict(trained, [{"id": 100 + n, "data": {"image": rgb(0, 200 + n)}} for n in range(4)])
+    assert [bool(answer["result"]) for answer in answers] == [True, True, True, False]
+
+
+def test_a_warm_process_has_the_published_head_at_hand(trained: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Before the first request; a project whose config or head cannot be read is passed over, not fatal."""
+    other = trained.again()
+    other.services.predictor.warm_up()
+    published = trained.registry.published(1)
+    assert published is not None
+    shutil.rmtree(trained.registry.project_directory(1) / "versions" / published)
+    (answer,) = other.services.predictor.predict(1, LABEL_CONFIG, tasks(2))
+    assert answer["model_version"] == published
+    trained.again().services.predictor.warm_up()
+    assert "version not served project=1" in caplog.text
+
+
+@pytest.mark.parametrize("error", [BackendError("broken"), PermissionError("not yours")])
+def test_what_cannot_be_warmed_up_does_not_keep_the_process_from_starting(
+    trained: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    """One project's store cannot be read: said in the log, and the others are served."""
+
+    def refuse(*_: object) -> EmbeddingTable:
+        raise error
+
+    other = trained.again()
+    monkeypatch.setattr(EmbeddingStore, "take", refuse)
+    other.services.predictor.warm_up()
+    assert f"not warmed up project=1: {error}" in caplog.text
