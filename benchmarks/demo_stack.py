@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import httpx
 import numpy as np
 
 from benchmarks import REPOSITORY
+from benchmarks.stack import free_port
 
 STOP_S = 60
 START_ATTEMPTS = 3
@@ -74,10 +74,3 @@ def quantiles(seconds: Sequence[float], percents: Sequence[int] = (95,)) -> dict
     found |= {f"p{percent}": np.quantile(values, percent / 100) for percent in percents}
     found["max"] = values.max()
     return {name: round(float(value), 3) for name, value in found.items()}
-
-
-def free_port() -> int:
-    """A free port on the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

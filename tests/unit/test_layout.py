@@ -70,6 +70,7 @@ def test_learning_knows_no_project_file_or_network() -> None:
         "heapq",
         "io",
         "itertools",
+        "threading",
         "warnings",
         "numpy",
         "scipy",
