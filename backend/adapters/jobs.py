@@ -40,7 +40,7 @@ QUEUES = (RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE)
 MARKER_TTL_S = 30
 """How long a request marker outlives a job that vanished; a job queued for longer may get a harmless second one."""
 
-LOCK_TTL_S = 15.0
+LOCK_TTL_S = 8.0
 """How long a killed worker's lock keeps others out of its project; a living one renews it three times as often."""
 
 FINETUNE_LOCK = "finetune-lock"

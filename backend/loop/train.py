@@ -24,7 +24,7 @@ from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.embed import Embedder
 from backend.loop.evaluate import carried_evaluation
 from backend.loop.finetune import Finetuner
-from backend.loop.inputs import InputReader
+from backend.loop.inputs import InputReader, Inputs
 from backend.loop.rounds import Chosen, Round, Stopwatch, plan_round
 from backend.loop.seed import Seed
 from backend.schema import QueueEntry, TrainingLabels, VersionRecord
@@ -93,6 +93,8 @@ class Trainer:
             logger.info(
                 "nothing new project=%d labels=%d embedded=%d", project_id, len(labels.labels), len(table.task_ids)
             )
+            if previous:
+                self._prepare(inputs, previous.detail_weight)  # after a start of the worker, before the next label
             return None
         if (
             previous is None
@@ -157,12 +159,16 @@ class Trainer:
         with watch.stage("publish"):
             lock.check()
             self._registry.publish(project_id, version)
-        self._inputs.prepare(inputs, fitted.settings.detail_weight if fitted else DEFAULT_DETAIL_WEIGHT)
+        self._prepare(inputs, record.detail_weight)
         logger.info(
             "retrained project=%d version=%s labels=%d pool=%d took=%.2fs (%s)",
             project_id, version, len(labeled), len(plan.pool), watch.total, watch,
         )  # fmt: skip
         return record
+
+    def _prepare(self, inputs: Inputs, detail_weight: float | None) -> None:
+        if len(inputs.table.task_ids):
+            self._inputs.prepare(inputs, DEFAULT_DETAIL_WEIGHT if detail_weight is None else detail_weight)
 
     def _start(self, project_id: int, pool: Pool) -> FitResult | None:
         """The last fit, if it was made on the same pool."""
