@@ -38,7 +38,7 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.addresses import forbidden_except
 from backend.config import Settings, describe_settings, process_environment
-from backend.errors import BackendError
+from backend.errors import BackendError, ProjectNotFoundError
 from backend.services import Services
 
 logger = logging.getLogger(__name__)
@@ -306,7 +306,7 @@ class Demo:
             link.symlink_to(images, target_is_directory=True)
         state_path = self._run_dir / "projects.json"
         state: dict[str, int] = json.loads(state_path.read_text()) if state_path.exists() else {}
-        project_id = state.get(str(images))
+        project_id = still_there(label_studio, state.get(str(images)))
         if project_id is None:
             labels = self._options.labels or _class_folders(images, files) or DEFAULT_LABELS
             project_id = label_studio.create_project(f"Active learning: {images.name}"[:50], labeling_config(labels)).id
@@ -501,6 +501,16 @@ def _class_folders(images: Path, files: Sequence[Path]) -> tuple[str, ...]:
     """Names of the class folders directly below `images` that hold images; none unless there are two."""
     names = sorted({path.relative_to(images).parts[0] for path in files if len(path.relative_to(images).parts) > 1})
     return tuple(names) if len(names) > 1 else ()
+
+
+def still_there(label_studio: LabelStudioClient, project_id: int | None) -> int | None:
+    """The project's id; None if there is none, or somebody deleted it in Label Studio since."""
+    if project_id is not None:
+        try:
+            label_studio.project(project_id)
+        except ProjectNotFoundError:
+            return None
+    return project_id
 
 
 def write_digits(folder: Path) -> None:
