@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 from PIL import Image
 
@@ -23,6 +22,7 @@ from backend.errors import ImageError
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches, n_loaders
 from backend.loop.projects import register_project
 from backend.schema import Progress, Task, ValidationFilter, ValidationSplit
+from backend.storage import Place
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Embedder:
         self._registry = registry
         self._batch_size = batch_size
         self._validation_filter = validation_filter
-        self._stores: dict[Path, EmbeddingStore] = {}
+        self._stores: dict[Place, EmbeddingStore] = {}
 
     def backbone(self, project_id: int) -> Backbone:
         """The project's backbone; may be another one at the next call."""

@@ -83,7 +83,7 @@ class Reconciler:
             self._label_studio.delete_predictions(project_id, version)
         for fingerprint in self._registry.stale_backbones(project_id):
             self._embedder.discard(project_id, fingerprint)
-            self._registry.weights_file(project_id, fingerprint).unlink(missing_ok=True)
+            self._registry.forget_weights(project_id, fingerprint)
             logger.info("pruned project=%d backbone=%s", project_id, fingerprint)
         pruned = self._registry.prune(project_id, self._keep_versions)
         if pruned:

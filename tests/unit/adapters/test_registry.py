@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.adapters import registry as registry_module
 from backend.adapters.registry import Registry, is_own_version
 from backend.errors import BackendError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
@@ -182,7 +181,9 @@ def test_a_version_is_never_changed(registry: Registry) -> None:
     assert registry.versions(3) == [version]
 
 
-@pytest.mark.parametrize("breaks", ["_write_json", "save_file", "rename"])
+@pytest.mark.parametrize(
+    "breaks", ["safetensors.numpy.save", "os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.rename"]
+)
 def test_a_failure_while_saving_leaves_nothing(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, breaks: str
 ) -> None:
@@ -196,12 +197,7 @@ def test_a_failure_while_saving_leaves_nothing(
 
     version = registry.new_version(3, 2, NOW)
     with monkeypatch.context() as patch:
-        if breaks == "_write_json":
-            patch.setattr(registry_module, "_write_json", fail)
-        elif breaks == "save_file":
-            patch.setattr("safetensors.numpy.save_file", fail)
-        else:
-            patch.setattr(Path, "rename", fail)
+        patch.setattr(breaks, fail)
         with pytest.raises(OSError, match="no space left"):
             registry.save(record(version), HEAD)
     assert files_below(folder) == before
