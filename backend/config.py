@@ -6,6 +6,7 @@ This is the only module that reads the environment.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -220,7 +221,7 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](raw)
             except ValueError as expected:
-                shown = repr(raw) if item.repr else "the value given"
+                shown = re.sub("//[^/]*@", "//…@", repr(raw)) if item.repr else "the value given"
                 mistakes.append(f"{item.name.upper()}: {shown} is not {expected}")
         if mistakes:
             raise SettingsError("settings are wrong; correct them and start again:\n  " + "\n  ".join(mistakes))

@@ -41,12 +41,13 @@ _MAX_UNMERGED_ROWS = 10_000
 _READ_ATTEMPTS = 3
 # Writers at an address take no turns: who loses to others, after Lance's own ten tries, tries so many times more.
 _WRITE_ATTEMPTS = 10
-# What Lance's messages hold when another writer was first.
-_CONFLICTS = ("conflict", "concurrent", "already exists")
+# What Lance's messages hold when another writer was first, or dropped the version that was begun from.
+_CONFLICTS = ("conflict", "concurrent", "already exists", "was not found")
 # References longer than this (data URIs) are kept as their hash.
 _MAX_REFERENCE_CHARS = 512
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
-_NO_DATASET = "was not found"
+# At an address: the file below the store's folder that names its dataset.
+_DATASET_NAME = "dataset.txt"
 _CHECK_STORE = "check the address in DATA_DIR, the store's keys in the environment, and that it is up"
 # What Lance's messages hold when the machine, not the dataset, is at fault (it raises plain OSError without errno).
 _MACHINE_FAULTS = ("permission denied", "too many open files", "cannot allocate", "no space left", "read-only file")
@@ -114,7 +115,7 @@ class EmbeddingTable:
 
 
 class EmbeddingStore:
-    """Embeddings of one project and one backbone: `<directory>/<fingerprint>.lance`.
+    """Embeddings of one project and one backbone: `<directory>/<fingerprint>.lance`, at an address a dataset below it.
 
     Many threads and processes may use the same store: writers take turns under a file lock, readers see whole versions.
     A writer killed midway leaves the version before. A dataset that cannot be read is moved aside, since everything in
@@ -151,6 +152,7 @@ class EmbeddingStore:
         self._table_token: _Token | None = None  # what `_table` together with `_unmerged` shows
         self._unmerged: dict[int, EmbeddingRow | None] = {}  # own writes since `_table` was read; None: removed
         self._pid: int | None = None
+        self._dataset_name: str | None = None  # at an address: which of the datasets there is the store's
 
     @property
     def version(self) -> int:
@@ -204,7 +206,7 @@ class EmbeddingStore:
     def discard(self) -> None:
         """Delete everything; written to again, the store begins empty."""
         with self._lock, self._file_lock():
-            self._folder.remove(self._name)
+            self._folder.remove(self._name, first=_DATASET_NAME)
             self._table, self._table_token, self._unmerged = None, None, {}
 
     def _write(
@@ -269,10 +271,22 @@ class EmbeddingStore:
     def _create(self, table: Any) -> None:
         import lance
 
+        if self._lock_path is not None:
+            with _lance_errors():
+                lance.write_dataset(table, self.path, mode="create", max_rows_per_file=4 * _ROWS_PER_FILE)
+            return
+        # Of two that create one dataset at once Lance lets the second overwrite the first (pylance 14.0.2). So each
+        # creates its own, and the one whose name is put first is the store's.
+        name = f"{uuid.uuid4().hex}.lance"
         with _lance_errors():
             lance.write_dataset(
-                table, str(self.path), mode="create", max_rows_per_file=4 * _ROWS_PER_FILE, **self._options
+                table, f"{self.path}/{name}", mode="create", max_rows_per_file=4 * _ROWS_PER_FILE, **self._options
             )
+        try:
+            self._folder.create(self._name, {_DATASET_NAME: name.encode()})
+        except FileExistsError as exc:
+            self._folder.remove(f"{self._name}/{name}")
+            raise _LanceError(f"{self.path} already exists") from exc
 
     def _is_cleanup_due(self, version_before: int, version: int) -> bool:
         # Counted by the dataset's versions, so that short-lived processes and several writers together keep the rhythm.
@@ -304,13 +318,23 @@ class EmbeddingStore:
                 return None
             with _lance_errors():
                 return lance.dataset(self.path)
+        known = self._dataset_name
+        if known is None:
+            known = self._dataset_name = self._read_dataset_name()
+        if known is None:
+            return None
         try:
             with _lance_errors():
-                return lance.dataset(str(self.path), **self._options)
-        except _LanceError as exc:
-            if _NO_DATASET in str(exc):
-                return None
-            raise
+                return lance.dataset(f"{self.path}/{known}", **self._options)
+        except _LanceError:
+            self._dataset_name = self._read_dataset_name()
+            if self._dataset_name == known:
+                raise
+            return self._open()  # the store was discarded meanwhile, and perhaps begun again
+
+    def _read_dataset_name(self) -> str | None:
+        raw = self._folder.read(f"{self._name}/{_DATASET_NAME}")
+        return raw.decode() if raw is not None else None
 
     def _token(self) -> _Token | None:
         dataset = self._open()

@@ -70,12 +70,21 @@ def redis_url(redis_server: str) -> Iterator[str]:
         yield redis_server
 
 
+# Not `python -m moto.server`, whose threads let two conditional puts of one object both succeed; S3 lets one.
+_S3_SERVER = """
+import sys
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+run_simple(sys.argv[1], int(sys.argv[2]), DomainDispatcherApplication(create_backend_app), threaded=False)
+"""
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a server that speaks the S3 protocol, up for the whole session."""
     port = free_port()
     # moto's own modules warn where they are imported.
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", HOST, "-p", str(port)]
+    command = [sys.executable, "-W", "ignore", "-c", _S3_SERVER, HOST, str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
     try:
         for _ in range(1200):
