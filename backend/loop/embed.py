@@ -14,7 +14,7 @@ from PIL import Image
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore, EmbeddingTable, ImageFailure
 from backend.adapters.images import ImageLoader
-from backend.adapters.jobs import RETRAIN_QUEUE, Jobs
+from backend.adapters.jobs import PLAN_LOCK, RETRAIN_QUEUE, Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.choices import parse_labeling_config
@@ -72,6 +72,10 @@ class Embedder:
         config = parse_labeling_config(project.label_config)
         register_project(self._registry, project)
         tasks, split_changed = self._list_tasks(project_id, config.image_field)
+        with self._jobs.project_lock(project_id, PLAN_LOCK):
+            return self._plan(project_id, tasks, split_changed)
+
+    def _plan(self, project_id: int, tasks: Sequence[Task], split_changed: bool) -> int:
         n_gone = self._forget_all_but(project_id, tasks)
         table = self.table(project_id)
         missing = missing_tasks(table, tasks)
@@ -83,7 +87,8 @@ class Embedder:
             self._jobs.request_retrain(project_id)
         if not missing:
             return 0
-        queued = self._jobs.queued_buckets(project_id)
+        # Also those being embedded just now, whatever other worker has them.
+        queued = self._jobs.open_buckets(project_id)
         buckets: dict[int, list[Task]] = defaultdict(list)
         for task in missing:
             buckets[task.id // self._batch_size].append(task)
@@ -114,7 +119,7 @@ class Embedder:
         left = self._embed(project_id, missing, backbone, may_go_on)
         if left:
             self._jobs.enqueue_batch(project_id, left[0].id // self._batch_size, left)
-        elif not self._jobs.queued_buckets(project_id):
+        if self._jobs.end_batch(project_id):
             self._jobs.request_embedding(project_id)
 
     def embed_now(self, project_id: int, tasks: Sequence[Task], backbone: Backbone | None = None) -> None:
@@ -126,7 +131,9 @@ class Embedder:
         self._embed(project_id, self._missing(project_id, tasks, backbone), backbone, lambda _: True)
 
     def _missing(self, project_id: int, tasks: Sequence[Task], backbone: Backbone) -> list[Task]:
-        return missing_tasks(self._store(project_id, backbone.fingerprint, backbone.dim).read(), tasks)
+        # Not all embeddings: while several workers write, each would read everything anew for each of its batches.
+        store = self._store(project_id, backbone.fingerprint, backbone.dim)
+        return missing_tasks(store.take([task.id for task in tasks]), tasks)
 
     def _embed(
         self, project_id: int, tasks: Sequence[Task], backbone: Backbone, may_go_on: Callable[[int], bool]
