@@ -29,6 +29,7 @@ from backend.logs import configure_logging
 from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
 from backend.loop.status import FINETUNING_OBSTACLE, LAST_ERROR
+from backend.machine import limit_threads, n_usable_cores
 from backend.model import RETRAIN, ActiveLearningModel, services_from_environment
 from backend.schema import Task
 from backend.services import Services
@@ -192,6 +193,7 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
     jobs = services.jobs
     jobs.ping()
     backbone = services.backbone()
+    limit_threads(n_usable_cores())
     logger.info(
         "backbone name=%s weights=%s fingerprint=%s", backbone.name, backbone.weights_source, backbone.fingerprint
     )
