@@ -75,9 +75,9 @@ CUDA := $(addprefix --no-emit-package ,cuda-bindings cuda-pathfinder cuda-toolki
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header
 
 lock: install  ## compile the requirement files anew; torch pins its CUDA packages itself, so they are left to it
-	$(COMPILE) $(CUDA) pyproject.toml --extra onnxruntime -o requirements.txt
-	$(COMPILE) $(CUDA) pyproject.toml --extra onnxruntime --extra dev -c requirements.txt -o requirements-dev.txt
-	$(COMPILE) $(CUDA) pyproject.toml --extra onnxruntime --extra bench -c requirements.txt -o requirements-bench.txt
+	$(COMPILE) $(CUDA) pyproject.toml --extra onnxruntime --extra s3 -o requirements.txt
+	$(COMPILE) $(CUDA) pyproject.toml --extra onnxruntime --extra s3 --extra dev -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) $(CUDA) pyproject.toml --extra onnxruntime --extra s3 --extra bench -c requirements.txt -o requirements-bench.txt
 	$(COMPILE) requirements-label-studio.in -o requirements-label-studio.txt
 
 clean:  ## remove what the demo and the tests keep (not the virtual environments)

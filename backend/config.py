@@ -6,6 +6,7 @@ This is the only module that reads the environment.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from backend.errors import SettingsError
 from backend.schema import ValidationFilter
+from backend.storage import OBJECT_STORES, Address, Place
 
 SEED_STRATEGIES = ("typical_coreset", "coreset", "typiclust", "probcover", "random")
 """Choices of SEED_STRATEGY: the names of `learning.first_batch.FIRST_BATCH_STRATEGIES`."""
@@ -40,6 +42,16 @@ def _path(raw: str) -> Path:
         return Path(raw).expanduser()
     except RuntimeError:
         raise ValueError("a path; there is no such user to whose home ~ could point") from None
+
+
+def _place(raw: str) -> Place:
+    protocol, mark, rest = raw.partition("://")
+    if not mark:
+        return _path(raw)
+    bucket = rest.partition("/")[0]
+    if protocol not in OBJECT_STORES or not bucket or "@" in bucket or "?" in rest:
+        raise ValueError("a folder, or an address such as s3://bucket/prefix, without keys in it")
+    return Address(raw.rstrip("/"))
 
 
 def _address(raw: str) -> str:
@@ -151,7 +163,9 @@ class Settings:
     redis_url: str = _setting(
         _redis_address, "redis://127.0.0.1:6379/0", "Redis or Valkey, for the job queue", secret=True
     )
-    data_dir: Path = _setting(_path, Path("data"), "folder for embeddings and model versions")
+    data_dir: Place = _setting(
+        _place, Path("data"), "folder, or address such as s3://bucket/prefix, for embeddings and model versions"
+    )
     backbone: str = _setting(_text, "mobilenet_v2", "torchvision classification model whose features are used")
     backbone_weights: Path | None = _setting(_path, None, "weights file for BACKBONE; empty: torchvision's download")
     seed_strategy: str = _setting(
@@ -207,7 +221,7 @@ class Settings:
             try:
                 values[item.name] = item.metadata["parse"](raw)
             except ValueError as expected:
-                shown = repr(raw) if item.repr else "the value given"
+                shown = re.sub("//[^/]*@", "//…@", repr(raw)) if item.repr else "the value given"
                 mistakes.append(f"{item.name.upper()}: {shown} is not {expected}")
         if mistakes:
             raise SettingsError("settings are wrong; correct them and start again:\n  " + "\n  ".join(mistakes))

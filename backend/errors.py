@@ -43,6 +43,10 @@ class RedisUnavailableError(BackendError):
     """Redis did not answer."""
 
 
+class StorageError(BackendError):
+    """The object store that holds the data folder did not answer, or refused."""
+
+
 class LockLostError(BackendError):
     """The project's lock expired or was taken while a job still worked under it."""
 

@@ -20,3 +20,19 @@ def n_usable_cores(quota_file: Path = _CGROUP_QUOTA) -> int:
     except (OSError, ValueError):  # no such limit
         return n_cores
     return max(1, min(n_cores, quota_us // period_us)) if period_us > 0 else n_cores
+
+
+def limit_threads(n_threads: int) -> None:
+    """Let no thread pool of the numeric libraries loaded so far have more than so many threads; smaller ones stay.
+
+    They count the machine's cores and know nothing of a container's share of processor time: with 64 threads for the
+    time of two cores, each waits for others that are not let run.
+    """
+    import torch
+    from threadpoolctl import ThreadpoolController
+
+    if torch.get_num_threads() > n_threads:
+        torch.set_num_threads(n_threads)
+    for pool in ThreadpoolController().lib_controllers:
+        if pool.num_threads > n_threads:
+            pool.set_num_threads(n_threads)

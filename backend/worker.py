@@ -2,7 +2,8 @@
 
 rq's usual worker forks for every job; a fork must not inherit a CUDA context, OpenMP pools or open Lance datasets, and
 would load everything anew. This one runs jobs in its own process and keeps backbone, embeddings and heads in memory. A
-killed worker loses nothing: whatever it was doing is found again by the reconciliation that starts the next one.
+killed worker loses nothing: what it was doing is begun again by another worker seconds later, if there is one, and by
+the reconciliation at the start of the next.
 
 With TRAIN=finetune and a GPU a second process fine-tunes beside it, so that no label waits for that.
 """
@@ -21,13 +22,14 @@ from typing import Any, TypeVar
 
 from rq.worker import SimpleWorker
 
-from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES
+from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES, WORKER_TTL_S, Abandoned, Jobs
 from backend.config import Settings
 from backend.errors import BackendError, ProjectNotFoundError, RedisUnavailableError
 from backend.logs import configure_logging
 from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
 from backend.loop.status import FINETUNING_OBSTACLE, LAST_ERROR
+from backend.machine import limit_threads, n_usable_cores
 from backend.model import RETRAIN, ActiveLearningModel, services_from_environment
 from backend.schema import Task
 from backend.services import Services
@@ -49,6 +51,18 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
         jobs = services.jobs
         super().__init__(jobs.queues(queue_names), connection=jobs.redis, serializer=JSONSerializer, **kwargs)
 
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        """Works until told to stop; meanwhile a thread says that it lives, and takes up what dead workers left."""
+        self._services.jobs.stay_alive(self.name)  # before the first job
+        stop = threading.Event()
+        thread = threading.Thread(target=_stay_alive, args=(self._services.jobs, self.name, stop), daemon=True)
+        thread.start()
+        try:
+            return bool(super().work(*args, **kwargs))
+        finally:
+            stop.set()
+            thread.join()
+
     def perform_job(self, *args: Any, **kwargs: Any) -> bool:
         """Runs one job with the services at hand."""
         token = _services.set(self._services)
@@ -56,6 +70,36 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
             return bool(super().perform_job(*args, **kwargs))
         finally:
             _services.reset(token)
+
+
+def _stay_alive(jobs: Jobs, worker: str, stop: threading.Event) -> None:
+    suspects: set[tuple[str, str]] = set()
+    while not stop.wait(WORKER_TTL_S / 3):
+        try:
+            jobs.stay_alive(worker)
+            # Seen twice: after Redis was away all workers seem dead, until they have spoken again.
+            abandoned = jobs.abandoned()
+            for queue, entry in abandoned & suspects:
+                _tell(jobs, jobs.take_up(queue, entry))
+            suspects = abandoned
+        except BackendError as exc:
+            logger.warning("not said to be alive worker=%s: %s", worker, exc)
+    try:
+        jobs.leave(worker)
+    except BackendError as exc:  # it is forgotten by itself
+        logger.warning("worker=%s not signed off: %s", worker, exc)
+
+
+def _tell(jobs: Jobs, job: Abandoned | None) -> None:
+    if job is None:
+        return
+    if not job.given_up:
+        logger.warning("taken up project=%d work=%s: its worker died", job.project_id, job.work)
+        return
+    sentence = f"{job.work} was given up: {job.n_times} workers died of it; see their logs, and the machine's memory"
+    logger.error("project=%d: %s", job.project_id, sentence)
+    jobs.set_note(job.project_id, LAST_ERROR, sentence)
+    jobs.count("jobs_failed")
 
 
 # -- what the queue names ---------------------------------------------------------------------------------------------
@@ -149,6 +193,7 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
     jobs = services.jobs
     jobs.ping()
     backbone = services.backbone()
+    limit_threads(n_usable_cores())
     logger.info(
         "backbone name=%s weights=%s fingerprint=%s", backbone.name, backbone.weights_source, backbone.fingerprint
     )
@@ -246,6 +291,8 @@ def _reconcile_regularly(services: Services, finetuning: FinetuningProcess | Non
         try:
             if finetuning is not None:
                 finetuning.keep_alive()
+            if not services.jobs.is_first_within(0.9 * services.settings.reconcile_interval_s, "reconcile"):
+                continue
             for project_id in services.registry.known_projects():
                 services.jobs.request_reconciliation(project_id)
         except (BackendError, OSError) as exc:

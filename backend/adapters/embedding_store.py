@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import logging
 import os
-import shutil
+import random
 import threading
 import time
 import uuid
@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backend.errors import BackendError
+from backend.storage import Place, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +39,24 @@ _MAX_ROWS_TAKEN = 2000
 _MAX_UNMERGED_ROWS = 10_000
 # A reader can lose a race against another process that drops old versions; the next try sees the newest one.
 _READ_ATTEMPTS = 3
+# Writers at an address take no turns: who loses to others, after Lance's own ten tries, tries so many times more.
+_WRITE_ATTEMPTS = 10
+# What Lance's messages hold when another writer was first, or dropped the version that was begun from.
+_CONFLICTS = ("conflict", "concurrent", "already exists", "was not found")
 # References longer than this (data URIs) are kept as their hash.
 _MAX_REFERENCE_CHARS = 512
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
+# At an address: the file below the store's folder that names its dataset.
+_DATASET_NAME = "dataset.txt"
+_CHECK_STORE = "check the address in DATA_DIR, the store's keys in the environment, and that it is up"
 # What Lance's messages hold when the machine, not the dataset, is at fault (it raises plain OSError without errno).
 _MACHINE_FAULTS = ("permission denied", "too many open files", "cannot allocate", "no space left", "read-only file")
 
 _Answer = TypeVar("_Answer")
 # The identity of a dataset's content: the dataset's own id (a rebuilt one counts versions from 1 again) and version.
 _Token = tuple[str, int]
+# What was there before a write, and a test whether the token after it tells of this write and no other.
+_Written = tuple[_Token | None, Callable[[_Token], bool]]
 
 
 @dataclass(frozen=True)
@@ -105,27 +115,36 @@ class EmbeddingTable:
 
 
 class EmbeddingStore:
-    """Embeddings of one project and one backbone: `<directory>/<fingerprint>.lance`.
+    """Embeddings of one project and one backbone: `<directory>/<fingerprint>.lance`, at an address a dataset below it.
 
     Many threads and processes may use the same store: writers take turns under a file lock, readers see whole versions.
     A writer killed midway leaves the version before. A dataset that cannot be read is moved aside, since everything in
     it can be computed again. Lance keeps threads of its own: a process must not fork after it used a store.
 
-    Errors that no rebuilding mends (no permission, disk full) are raised as BackendError.
+    At an address of an object store (`backend.storage.Address`), where hosts share it, there is no lock: Lance puts
+    every version on condition that nobody else put it, and who was not first begins again from the newest. Two that
+    insert the same task at once leave it two rows, of which readers take the later. Nothing is moved aside there: what
+    cannot be read is mostly out of reach.
+
+    Errors that no rebuilding mends (no permission, disk full, no network) are raised as BackendError.
     """
 
     def __init__(
         self,
-        directory: Path,
+        directory: Place,
         fingerprint: str,
         dim: int,
         *,
         writes_per_cleanup: int = DEFAULT_WRITES_PER_CLEANUP,
         keep_versions_s: float = DEFAULT_KEEP_VERSIONS_S,
     ) -> None:
-        self.path = directory / f"{fingerprint}.lance"
+        self._name = f"{fingerprint}.lance"
+        self.path = directory / self._name
+        # Lance refuses http:// otherwise, which stores of one's own (MinIO and the like) may speak.
+        self._options = {} if isinstance(directory, Path) else {"storage_options": {"allow_http": "true"}}
         self.dim = dim
-        self._lock_path = directory / f"{fingerprint}.lock"
+        self._folder = open_folder(directory)
+        self._lock_path = directory / f"{fingerprint}.lock" if isinstance(directory, Path) else None
         self._writes_per_cleanup = writes_per_cleanup
         self._keep_versions_s = keep_versions_s
         self._lock = threading.RLock()  # guards what follows; always taken before the file lock
@@ -133,6 +152,7 @@ class EmbeddingStore:
         self._table_token: _Token | None = None  # what `_table` together with `_unmerged` shows
         self._unmerged: dict[int, EmbeddingRow | None] = {}  # own writes since `_table` was read; None: removed
         self._pid: int | None = None
+        self._dataset_name: str | None = None  # at an address: which of the datasets there is the store's
 
     @property
     def version(self) -> int:
@@ -178,7 +198,7 @@ class EmbeddingStore:
     def remove(self, task_ids: Iterable[int]) -> None:
         """Remove the rows of these tasks; unknown ones are fine."""
         changes: dict[int, EmbeddingRow | None] = {int(task_id): None for task_id in task_ids}
-        if not changes or not self.path.exists():
+        if not changes or (isinstance(self.path, Path) and not self.path.exists()):
             return
         condition = f"task_id IN ({', '.join(map(str, changes))})"
         self._write(changes, lambda dataset: dataset.delete(condition), create_from=None)
@@ -186,45 +206,87 @@ class EmbeddingStore:
     def discard(self) -> None:
         """Delete everything; written to again, the store begins empty."""
         with self._lock, self._file_lock():
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._folder.remove(self._name, first=_DATASET_NAME)
             self._table, self._table_token, self._unmerged = None, None, {}
 
     def _write(
         self, changes: Mapping[int, EmbeddingRow | None], change: Callable[[Any], object], create_from: Any
     ) -> None:
         with self._lock, self._file_lock():
-            dataset = self._open_or_set_aside()
-            before = _token_of(dataset) if dataset is not None else None
-            if dataset is not None:
-                try:
-                    with _lance_errors():
-                        change(dataset)
-                except _LanceError as exc:
-                    # Either the machine failed (then everything can still be read) or the dataset is broken.
-                    if self._set_aside_if_broken() is not None:
-                        raise BackendError(f"{self.path} cannot be written: {exc}; check the disk") from exc
-                    dataset = None
-            if dataset is None and create_from is not None:
-                self._create(create_from)
+            write = self._write_among_others if self._lock_path is None else self._write_in_turn
+            before, alone = write(change, create_from)
             dataset = self._open()
             if dataset is None:
                 return
+            after = _token_of(dataset)
             if before is not None and self._is_cleanup_due(before[1], dataset.version):
                 dataset = self._clean_up(dataset)
-            if self._table is not None and self._table_token == before:
+            if self._table is not None and self._table_token == before and alone(after):
                 self._unmerged.update(changes)
                 self._table_token = _token_of(dataset)
             if len(self._unmerged) > _MAX_UNMERGED_ROWS:
                 self._table, self._unmerged = None, {}
 
+    def _write_in_turn(self, change: Callable[[Any], object], create_from: Any) -> _Written:
+        """Writes under the file lock, where nobody else does."""
+        dataset = self._open_or_set_aside()
+        before = _token_of(dataset) if dataset is not None else None
+        if dataset is not None:
+            try:
+                with _lance_errors():
+                    change(dataset)
+            except _LanceError as exc:
+                # Either the machine failed (then everything can still be read) or the dataset is broken.
+                if self._set_aside_if_broken() is not None:
+                    raise BackendError(f"{self.path} cannot be written: {exc}; check the disk") from exc
+                dataset = None
+        if dataset is None and create_from is not None:
+            try:
+                self._create(create_from)
+            except _LanceError as exc:
+                raise BackendError(f"{self.path} cannot be written: {exc}; check the disk") from exc
+        return before, lambda after: True
+
+    def _write_among_others(self, change: Callable[[Any], object], create_from: Any) -> _Written:
+        """Writes while others may: begun again from the newest version whenever one of them was first."""
+        for attempt in range(1, _WRITE_ATTEMPTS + 1):
+            try:
+                dataset = self._open()
+                before = _token_of(dataset) if dataset is not None else None
+                if dataset is None:
+                    if create_from is not None:
+                        self._create(create_from)
+                else:
+                    with _lance_errors():
+                        change(dataset)
+                break
+            except _LanceError as exc:
+                is_conflict = any(word in str(exc).lower() for word in _CONFLICTS)
+                if not is_conflict or attempt == _WRITE_ATTEMPTS:
+                    raise BackendError(f"{self.path} cannot be written: {exc}; {_CHECK_STORE}") from exc
+            time.sleep(random.uniform(0, 0.1 * attempt))
+        # Only if nobody wrote between is the table in memory, with our rows, what is kept there now.
+        return before, lambda after: before is not None and after == (before[0], before[1] + 1)
+
     def _create(self, table: Any) -> None:
         import lance
 
-        try:
+        if self._lock_path is not None:
             with _lance_errors():
                 lance.write_dataset(table, self.path, mode="create", max_rows_per_file=4 * _ROWS_PER_FILE)
-        except _LanceError as exc:
-            raise BackendError(f"{self.path} cannot be written: {exc}; check the disk") from exc
+            return
+        # Of two that create one dataset at once Lance lets the second overwrite the first (pylance 14.0.2). So each
+        # creates its own, and the one whose name is put first is the store's.
+        name = f"{uuid.uuid4().hex}.lance"
+        with _lance_errors():
+            lance.write_dataset(
+                table, f"{self.path}/{name}", mode="create", max_rows_per_file=4 * _ROWS_PER_FILE, **self._options
+            )
+        try:
+            self._folder.create(self._name, {_DATASET_NAME: name.encode()})
+        except FileExistsError as exc:
+            self._folder.remove(f"{self._name}/{name}")
+            raise _LanceError(f"{self.path} already exists") from exc
 
     def _is_cleanup_due(self, version_before: int, version: int) -> bool:
         # Counted by the dataset's versions, so that short-lived processes and several writers together keep the rhythm.
@@ -235,8 +297,10 @@ class EmbeddingStore:
         try:
             with _lance_errors():
                 dataset.optimize.compact_files(target_rows_per_fragment=_ROWS_PER_FILE)
-                # Left-overs of killed writers can go at once: under the file lock nobody else is writing.
-                dataset.cleanup_old_versions(timedelta(seconds=self._keep_versions_s), delete_unverified=True)
+                # Left-overs of killed writers can go at once where nobody else is writing, for we hold the file lock.
+                dataset.cleanup_old_versions(
+                    timedelta(seconds=self._keep_versions_s), delete_unverified=self._lock_path is not None
+                )
         except _LanceError as exc:
             logger.warning("embedding store not cleaned up path=%s reason=%s", self.path, exc)
         return self._open()
@@ -249,10 +313,28 @@ class EmbeddingStore:
             raise BackendError(f"{self.path} was in use before this process was forked; open the store after the fork")
         self._pid = os.getpid()
         # A folder without a manifest is what a writer leaves that was killed before its first commit.
-        if not any((self.path / "_versions").glob("*.manifest")):
+        if isinstance(self.path, Path):
+            if not any((self.path / "_versions").glob("*.manifest")):
+                return None
+            with _lance_errors():
+                return lance.dataset(self.path)
+        known = self._dataset_name
+        if known is None:
+            known = self._dataset_name = self._read_dataset_name()
+        if known is None:
             return None
-        with _lance_errors():
-            return lance.dataset(self.path)
+        try:
+            with _lance_errors():
+                return lance.dataset(f"{self.path}/{known}", **self._options)
+        except _LanceError:
+            self._dataset_name = self._read_dataset_name()
+            if self._dataset_name == known:
+                raise
+            return self._open()  # the store was discarded meanwhile, and perhaps begun again
+
+    def _read_dataset_name(self) -> str | None:
+        raw = self._folder.read(f"{self._name}/{_DATASET_NAME}")
+        return raw.decode() if raw is not None else None
 
     def _token(self) -> _Token | None:
         dataset = self._open()
@@ -274,7 +356,9 @@ class EmbeddingStore:
         for attempt in range(_READ_ATTEMPTS):
             try:
                 return read()
-            except _LanceError:
+            except _LanceError as exc:
+                if self._lock_path is None and attempt == _READ_ATTEMPTS - 1:
+                    raise BackendError(f"{self.path} cannot be read: {exc}; {_CHECK_STORE}") from exc
                 time.sleep(0.05 * attempt)
         with self._file_lock():
             self._set_aside_if_broken()
@@ -295,6 +379,7 @@ class EmbeddingStore:
 
     def _set_aside_if_broken(self) -> Any | None:
         """The dataset if all of it can be read, else None with the dataset moved aside; needs the file lock."""
+        assert isinstance(self.path, Path)
         try:
             self._load()
             return self._open()
@@ -313,6 +398,9 @@ class EmbeddingStore:
     def _file_lock(self) -> Iterator[None]:
         # The lock goes with the process that holds it, however that ends. Lance alone would let two writers insert the
         # same new task twice.
+        if self._lock_path is None:
+            yield
+            return
         self._lock_path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock_path.open("ab") as lock_file:
             fcntl.flock(lock_file, fcntl.LOCK_EX)
@@ -402,6 +490,11 @@ def _merge_insert(dataset: Any, table: Any) -> None:
 
 def _table_from(arrow_table: Any, dim: int, version: int) -> EmbeddingTable:
     ids = arrow_table["task_id"].to_numpy()  # (all rows,)
+    # The last row of each task; writers at an address may leave it more than one.
+    last = len(ids) - 1 - np.unique(ids[::-1], return_index=True)[1]
+    if len(last) < len(ids):
+        arrow_table = arrow_table.take(np.sort(last))
+        ids = arrow_table["task_id"].to_numpy()
     embedded = ~np.asarray(arrow_table["embedding"].is_null())
     task_ids = ids[embedded]  # (N,), in the dataset's order
     order = np.argsort(task_ids, kind="stable")

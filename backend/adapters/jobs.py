@@ -46,6 +46,15 @@ LOCK_TTL_S = 8.0
 FINETUNE_LOCK = "finetune-lock"
 """Name of the project lock under which a backbone is fine-tuned."""
 
+PLAN_LOCK = "plan-lock"
+"""Name of the project lock under which embedding is planned: two plans at once would queue every batch twice."""
+
+WORKER_TTL_S = 15
+"""How long a worker that says nothing counts as alive; a living one speaks three times as often."""
+
+MAX_TAKEN_UP = 3
+"""How often a job is begun again whose worker died. One that kills whoever does it must not end all of them."""
+
 JOB_TIMEOUT_S = 1800
 FINETUNE_TIMEOUT_S = 6 * 3600
 JOURNAL_LENGTH = 1000
@@ -75,6 +84,16 @@ class RetrainRequest:
     ticket: int
     forced: bool
     forced_ticket: int
+
+
+@dataclass(frozen=True)
+class Abandoned:
+    """A job whose worker died: of which project, what it does, how often that happened, and whether it was given up."""
+
+    project_id: int
+    work: str
+    n_times: int
+    given_up: bool
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,11 @@ class Jobs:
         with self._translated():
             return self._enqueue_once(project_id, "plan_embedding", EMBED_QUEUE, renew=renew)
 
+    def is_first_within(self, seconds: float, work: str) -> bool:
+        """Whether no worker has asked this so many seconds: of several with the same timer one does the work."""
+        with self._translated():
+            return bool(self.redis.set(f"{_PREFIX}:first:{work}", 1, nx=True, px=max(1, int(1000 * seconds))))
+
     def request_reconciliation(self, project_id: int) -> str:
         """Asks that the project be compared with Label Studio; the job's id."""
         with self._translated():
@@ -156,18 +180,38 @@ class Jobs:
             return self._enqueue_once(project_id, "finetune", FINETUNE_QUEUE)
 
     def enqueue_batch(self, project_id: int, bucket: int, tasks: Sequence[Task]) -> None:
-        """Queues the embedding of some tasks; `bucket` names the batch for `queued_buckets`."""
+        """Queues the embedding of some tasks; `bucket` names the batch for `open_buckets`."""
         with self._translated():
             arguments = [[task.id, task.image] for task in tasks]
             job_id = f"embed-{project_id}-{bucket}-{uuid4().hex[:8]}"
+            self.redis.sadd(_key(project_id, "batches"), job_id)
             self._enqueue("embed_batch", EMBED_QUEUE, job_id, project_id, arguments)
 
-    def queued_buckets(self, project_id: int) -> set[int]:
-        """Buckets of this project whose batch still waits in the queue."""
+    def open_buckets(self, project_id: int) -> set[int]:
+        """Buckets of this project whose batch waits in the queue, or is in the hands of a worker."""
         with self._translated():
             prefix = f"embed-{project_id}-"
-            ids = self._queue(EMBED_QUEUE).get_job_ids()
+            ids = self._waiting_or_begun(EMBED_QUEUE)
             return {int(job_id.split("-")[2]) for job_id in ids if job_id.startswith(prefix)}
+
+    def end_batch(self, project_id: int) -> bool:
+        """Last act of a batch: whether no other of its project waits or is being embedded.
+
+        Of workers that end their batches at the same moment exactly one is told so.
+        """
+        from rq import get_current_job
+
+        batches = _key(project_id, "batches")
+        with self._translated():
+            own = get_current_job()
+            with self.redis.pipeline() as pipeline:
+                pipeline.srem(batches, own.id if own else "")
+                pipeline.smembers(batches)
+                others = {_decoded(name) for name in pipeline.execute()[1]}
+            lost = others - self._waiting_or_begun(EMBED_QUEUE) if others else set()
+            if lost:  # failed, or gone with a Redis that was emptied
+                self.redis.srem(batches, *lost)
+            return others == lost
 
     def begin(self, project_id: int, work: str) -> None:
         """First act of any job made by a request: from here on a new request makes a new job."""
@@ -256,6 +300,69 @@ class Jobs:
             stop.set()
             renewal.join()
             _release(lock)
+
+    # -- workers that die ------------------------------------------------------------------------------------------
+
+    def stay_alive(self, worker: str) -> None:
+        """Says that the worker of this name lives; to be said again within `WORKER_TTL_S`."""
+        with self._translated():
+            self.redis.set(_worker_key(worker), 1, ex=WORKER_TTL_S)
+
+    def leave(self, worker: str) -> None:
+        """Says that the worker has ended."""
+        with self._translated():
+            self.redis.delete(_worker_key(worker))
+
+    def abandoned(self) -> set[tuple[str, str]]:
+        """(queue, entry) of all jobs that were begun by a worker which no longer lives."""
+        with self._translated():
+            found = set()
+            for name in (*QUEUES, FINETUNE_QUEUE):
+                for entry, job_id in self._begun(name):
+                    worker: Any = self.redis.hget(f"rq:job:{job_id}", "worker_name")
+                    if worker is None or not self.redis.exists(_worker_key(_decoded(worker))):
+                        found.add((name, entry))
+            return found
+
+    def take_up(self, queue: str, entry: str) -> Abandoned | None:
+        """Queues an abandoned job again, before all that wait there; None if another worker has done so.
+
+        A job that has cost `MAX_TAKEN_UP` workers their life is given up.
+        """
+        from rq.exceptions import NoSuchJobError
+        from rq.job import Job
+
+        with self._translated():
+            if not self.redis.set(f"{_PREFIX}:taken-up:{entry}", 1, nx=True, ex=MARKER_TTL_S):
+                return None
+            registry = self._queue(queue).started_job_registry.key
+            try:
+                job = Job.fetch(entry.partition(":")[0], connection=self.redis, serializer=_serializer())
+            except NoSuchJobError:
+                self.redis.zrem(registry, entry)
+                return None
+            project_id, n_before = int(job.args[0]), int(job.meta.get("taken_up", 0))
+            work = job.func_name.rpartition(".")[2]
+            given_up = n_before >= MAX_TAKEN_UP
+            if not given_up:
+                job_id = f"{job.id.rpartition('-')[0]}-{uuid4().hex[:12]}"
+                if work == "embed_batch":
+                    self.redis.sadd(_key(project_id, "batches"), job_id)
+                self._enqueue(work, queue, job_id, *job.args, taken_up=n_before + 1)
+            self.redis.srem(_key(project_id, "batches"), job.id)
+            self.redis.zrem(registry, entry)
+            job.delete()
+            return Abandoned(project_id, work, n_before + 1, given_up)
+
+    def _begun(self, name: str) -> list[tuple[str, str]]:
+        """(entry, job id) of the jobs of a queue that some worker has in hand, or had when it died."""
+        key = self._queue(name).started_job_registry.key
+        entries: Any = self.redis.zrange(key, 0, -1)
+        return [(entry, entry.partition(":")[0]) for entry in map(_decoded, entries)]
+
+    def _waiting_or_begun(self, name: str) -> set[str]:
+        waiting = self._queue(name).get_job_ids()
+        return {*waiting, *(job_id for _, job_id in self._begun(name))}
 
     # -- what is going on -----------------------------------------------------------------------------------------
 
@@ -400,13 +507,15 @@ class Jobs:
         self._enqueue(work, queue, job_id, project_id)
         return job_id
 
-    def _enqueue(self, work: str, queue: str, job_id: str, *arguments: Any) -> None:
+    def _enqueue(self, work: str, queue: str, job_id: str, *arguments: Any, taken_up: int = 0) -> None:
         self._queue(queue).enqueue_call(
             f"backend.worker.{work}",
             args=arguments,
             job_id=job_id,
             result_ttl=RESULT_TTL_S,
             failure_ttl=FAILURE_TTL_S,
+            meta={"taken_up": taken_up} if taken_up else None,
+            at_front=taken_up > 0,
             timeout=FINETUNE_TIMEOUT_S if queue == FINETUNE_QUEUE else JOB_TIMEOUT_S,
         )
 
@@ -447,6 +556,10 @@ def _release(lock: Lock) -> None:
         lock.release()
     except RedisError as exc:  # it expires by itself
         logger.warning("lock not released: %s", exc)
+
+
+def _worker_key(worker: str) -> str:
+    return f"{_PREFIX}:worker:{worker}"
 
 
 def _key(project_id: int, name: str) -> str:

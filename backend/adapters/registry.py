@@ -10,17 +10,17 @@
     <directory>/<project id>/backbone.json                    the fine-tuned backbone in use; none: that of the settings
     <directory>/<project id>/backbones/<fingerprint>.safetensors   weights of fine-tuned backbones
 
-Every file is written beside its place and renamed, so a reader sees the old or the new one and never half of one.
+The directory is a path or an address in an object store (`backend.storage`). A reader sees the old or the new state of
+a file and never half of one, and a version is there with all its files or not at all.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +30,11 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import VersionNotFoundError
+from backend.errors import StorageError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
 from backend.schema import FinetuningRecord, ValidationSplit, VersionRecord
+from backend.storage import Place, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -54,21 +55,21 @@ def version_number(name: str) -> int:
 class Registry:
     """All projects this service knows, below one folder; safe for several processes."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Place) -> None:
+        self._folder = open_folder(directory)
 
     # -- projects -------------------------------------------------------------------------------------------------
 
-    def project_directory(self, project_id: int) -> Path:
-        """The project's folder, made if needed."""
-        folder = self._directory / str(int(project_id))
-        folder.mkdir(parents=True, exist_ok=True)
+    def project_directory(self, project_id: int) -> Place:
+        """The project's folder; on disk it is made if needed."""
+        folder = self._folder.place(str(int(project_id)))
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def known_projects(self) -> list[int]:
         """Ids of all projects that were connected or set up."""
-        found = self._directory.glob("*/project.json")
-        return sorted(int(path.parent.name) for path in found if re.fullmatch("[0-9]+", path.parent.name))
+        return sorted(int(name) for name in self._folder.holding("project.json") if re.fullmatch("[0-9]+", name))
 
     def register(self, project_id: int, created: int, label_config: str, hostname: str | None = None) -> bool:
         """Makes the project known; True if it was not, or is another one, or has another labeling config.
@@ -88,7 +89,7 @@ class Registry:
             return False
         if known is not None and known.get("created") != created:
             self.forget(project_id)
-        _write_json(self.project_directory(project_id) / "project.json", facts)
+        self._write(project_id, "project.json", facts)
         return news
 
     def is_news(self, project_id: int, created: int, label_config: str) -> bool:
@@ -98,30 +99,29 @@ class Registry:
 
     def project_facts(self, project_id: int) -> Mapping[str, Any] | None:
         """`created`, `label_config` and `hostname` as last registered; None for an unknown project."""
-        return _read_json(self._directory / str(int(project_id)) / "project.json")
+        return self._read(project_id, "project.json")
 
     def keep_image_failures(self, project_id: int, failures: Mapping[int, str]) -> None:
         """Keeps why some tasks' images are left out, for the status; the embedding store holds the truth."""
-        path = self.project_directory(project_id) / "image_failures.json"
         content = {str(task_id): reason for task_id, reason in sorted(failures.items())}
-        if content != (_read_json(path) or {}):
-            _write_json(path, content)
+        if content != self.image_failures(project_id):
+            self._write(project_id, "image_failures.json", content)
 
     def image_failures(self, project_id: int) -> dict[str, str]:
         """Task id (as text, for JSON) → why its image is left out."""
-        return dict(_read_json(self._directory / str(int(project_id)) / "image_failures.json") or {})
+        return dict(self._read(project_id, "image_failures.json") or {})
 
     def keep_validation_split(self, project_id: int, split: ValidationSplit) -> bool:
         """Keeps which tasks a VALIDATION_FILTER takes; whether that is news."""
         if split == self.validation_split(project_id):
             return False
         content = {"filter": split.filter, "task_ids": sorted(split.task_ids), "newest": split.newest}
-        _write_json(self.project_directory(project_id) / "validation_split.json", content)
+        self._write(project_id, "validation_split.json", content)
         return True
 
     def validation_split(self, project_id: int) -> ValidationSplit | None:
         """The validation split as last listed; None when it never was, or its file is damaged."""
-        raw = _read_json(self._directory / str(int(project_id)) / "validation_split.json")
+        raw = self._read(project_id, "validation_split.json")
         if raw is None:
             return None
         try:
@@ -132,17 +132,17 @@ class Registry:
 
     def forget(self, project_id: int) -> None:
         """Moves everything kept for the project aside, so that nothing of it is served or trained on again."""
-        folder = self._directory / str(int(project_id))
-        if folder.exists():
-            aside = folder.with_name(f"{folder.name}.gone-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:6]}")
-            folder.rename(aside)
-            logger.warning("moved project=%d aside to=%s", project_id, aside.name)
+        name = str(int(project_id))
+        aside = f"{name}.gone-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:6]}"
+        # While project.json is there the project is known, and is moved again if this is cut off.
+        if self._folder.move(name, aside, last="project.json"):
+            logger.warning("moved project=%d aside to=%s", project_id, aside)
 
     # -- fine-tuned backbones -------------------------------------------------------------------------------------
 
     def keep_finetuning(self, project_id: int, record: FinetuningRecord) -> None:
         """Keeps how fine-tuning goes, in place of what was kept before."""
-        _write_json(self.project_directory(project_id) / "finetuning.json", asdict(record))
+        self._write(project_id, "finetuning.json", asdict(record))
 
     def finetuning(self, project_id: int) -> FinetuningRecord | None:
         """How the last fine-tuning went; None before the first, or when its file is damaged."""
@@ -150,16 +150,31 @@ class Registry:
 
     def use_backbone(self, project_id: int, record: FinetuningRecord) -> None:
         """Makes this fine-tuned backbone the project's, for every process."""
-        _write_json(self.project_directory(project_id) / "backbone.json", asdict(record))
+        self._write(project_id, "backbone.json", asdict(record))
 
     def backbone_in_use(self, project_id: int) -> FinetuningRecord | None:
         """The fine-tuned backbone in use; None for that of the settings, or when the file is damaged."""
         record = self._finetuning_record(project_id, "backbone.json")
         return record if record is not None and record.fingerprint else None
 
-    def weights_file(self, project_id: int, fingerprint: str) -> Path:
+    def weights_file(self, project_id: int, fingerprint: str) -> Place:
         """Where the weights of a fine-tuned backbone are kept."""
-        return self._directory / str(int(project_id)) / "backbones" / f"{fingerprint}.safetensors"
+        return self._folder.place(_weights(project_id, fingerprint))
+
+    def keep_weights(self, project_id: int, fingerprint: str, save: Callable[[Path], None]) -> None:
+        """Keeps what `save` writes to the path it is given; `save` renames into place, see `Backbone.save`."""
+        with self._folder.take_in(_weights(project_id, fingerprint)) as path:
+            save(path)
+
+    @contextmanager
+    def weights(self, project_id: int, fingerprint: str) -> Iterator[Path]:
+        """A path where the kept weights can be read meanwhile; nothing is there if none are kept."""
+        with self._folder.on_disk(_weights(project_id, fingerprint)) as path:
+            yield path
+
+    def forget_weights(self, project_id: int, fingerprint: str) -> None:
+        """Deletes the weights of a fine-tuned backbone."""
+        self._folder.remove(_weights(project_id, fingerprint))
 
     def stale_backbones(self, project_id: int) -> list[str]:
         """Fingerprints of kept weights that are neither in use nor adopted nor behind the published version."""
@@ -168,11 +183,12 @@ class Registry:
             last.fingerprint if last and last.outcome == "adopted" else None,
             *(record.fingerprint for record in (in_use, self.published_record(project_id)) if record),
         }
-        found = (self._directory / str(int(project_id)) / "backbones").glob("*.safetensors")
-        return sorted(path.stem for path in found if path.stem not in needed)
+        found = self._folder.files(f"{int(project_id)}/backbones")
+        kept = [name.removesuffix(".safetensors") for name in found if re.fullmatch(r"[^.].*\.safetensors", name)]
+        return sorted(fingerprint for fingerprint in kept if fingerprint not in needed)
 
     def _finetuning_record(self, project_id: int, name: str) -> FinetuningRecord | None:
-        raw = _read_json(self._directory / str(int(project_id)) / name)
+        raw = self._read(project_id, name)
         if raw is None:
             return None
         try:
@@ -191,68 +207,65 @@ class Registry:
 
     def save(self, record: VersionRecord, head: Head | None) -> None:
         """Stores a version for good; of one that is there only the record is ever changed, by `update`."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        versions = self.project_directory(record.project_id) / "versions"
-        versions.mkdir(exist_ok=True)
-        beside = versions / f".{record.version}.{uuid4().hex[:8]}"
-        beside.mkdir()
-        try:
-            if head is not None:
-                save_file(_tensors(head), beside / "head.safetensors")
-            _write_json(beside / "record.json", record.to_json())
-            beside.rename(versions / record.version)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
+        files = {"head.safetensors": save(_tensors(head))} if head is not None else {}
+        files["record.json"] = _json_bytes(record.to_json())
+        self._folder.create(_version_folder(record.project_id, record.version), files)
 
     def update(self, record: VersionRecord) -> None:
         """Replaces the record of a kept version: its evaluation comes later than the version. Gone: nothing happens."""
-        folder = self._version_directory(record.project_id, record.version)
-        if folder.exists():
-            _write_json(folder / "record.json", record.to_json())
+        name = f"{_version_folder(record.project_id, record.version)}/record.json"
+        if self._folder.exists(name):
+            self._folder.write(name, _json_bytes(record.to_json()))
 
     def versions(self, project_id: int) -> list[str]:
         """All kept versions, newest first."""
-        found = (self._directory / str(int(project_id)) / "versions").glob("v*")
-        return sorted((path.name for path in found if is_own_version(path.name)), key=version_number, reverse=True)
+        found = self._folder.created(f"{int(project_id)}/versions", last="record.json")
+        return sorted(filter(is_own_version, found), key=version_number, reverse=True)
 
     def record(self, project_id: int, version: str) -> VersionRecord:
         """The version's record. Raises VersionNotFoundError."""
-        path = self._version_directory(project_id, version) / "record.json"
-        raw = _read_json(path)
+        name = f"{_version_folder(project_id, version)}/record.json"
+        raw = self._read_json(name)
         if raw is None:
             raise VersionNotFoundError(f"project {project_id} keeps no version {version!r}")
         try:
             return VersionRecord.from_json(raw)
         except TypeError as exc:
-            raise VersionNotFoundError(f"the record of version {version} in {path} is damaged: {exc}") from exc
+            place = self._folder.place(name)
+            raise VersionNotFoundError(f"the record of version {version} in {place} is damaged: {exc}") from exc
 
     def head(self, record: VersionRecord) -> Head | None:
         """The version's head; None for a version made before two classes were known. Raises VersionNotFoundError."""
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
         if record.kind == "seed":
             return None
-        path = self._version_directory(record.project_id, record.version) / "head.safetensors"
+        name = f"{_version_folder(record.project_id, record.version)}/head.safetensors"
         try:
-            tensors = load_file(path)
+            content = self._folder.read(name)
+            if content is None:
+                raise FileNotFoundError("there is no such file")
+            tensors = load(content)
             space = FeatureSpace(tensors["scale"], tensors["centre"])
             return Head(
                 tuple(record.classes), tensors["weights"], tensors["bias"], space, float(record.strength or 0.0)
             )
-        except Exception as exc:  # safetensors raises its own type for damaged files, OSError for missing ones
+        except StorageError:
+            raise
+        except Exception as exc:  # safetensors raises its own type for damaged files
             raise VersionNotFoundError(
-                f"the head of version {record.version} cannot be read from {path}: {exc}"
+                f"the head of version {record.version} cannot be read from {self._folder.place(name)}: {exc}"
             ) from exc
 
     def publish(self, project_id: int, version: str) -> None:
         """Makes this the version that is served, by every process, from its next request on."""
-        _write_json(self.project_directory(project_id) / "published.json", {"version": version})
+        self._write(project_id, "published.json", {"version": version})
 
     def published(self, project_id: int) -> str | None:
         """The version that is served; None before the first. One small read: cheap enough for every request."""
-        facts = _read_json(self._directory / str(int(project_id)) / "published.json")
+        facts = self._read(project_id, "published.json")
         version = facts.get("version") if facts else None
         return version if isinstance(version, str) else None
 
@@ -281,13 +294,34 @@ class Registry:
         published = self.published(project_id)
         stale = [version for version in self.versions(project_id)[keep:] if version != published]
         for version in stale:
-            shutil.rmtree(self._version_directory(project_id, version), ignore_errors=True)
+            self._folder.remove(_version_folder(project_id, version), first="record.json")
         return stale
 
-    def _version_directory(self, project_id: int, version: str) -> Path:
-        if not is_own_version(version):
-            raise VersionNotFoundError(f"{version!r} is not the name of a version of this service")
-        return self._directory / str(int(project_id)) / "versions" / version
+    def _write(self, project_id: int, name: str, content: Mapping[str, Any]) -> None:
+        self._folder.write(f"{int(project_id)}/{name}", _json_bytes(content))
+
+    def _read(self, project_id: int, name: str) -> Mapping[str, Any] | None:
+        return self._read_json(f"{int(project_id)}/{name}")
+
+    def _read_json(self, name: str) -> Mapping[str, Any] | None:
+        """The JSON object in a file; None when there is no such file or it is not a JSON object."""
+        try:
+            raw = self._folder.read(name)
+            content = None if raw is None else json.loads(raw.decode("utf-8"))
+        except (OSError, ValueError) as exc:
+            logger.error("cannot read path=%s: %s", self._folder.place(name), exc)
+            return None
+        return content if isinstance(content, dict) else None
+
+
+def _version_folder(project_id: int, version: str) -> str:
+    if not is_own_version(version):
+        raise VersionNotFoundError(f"{version!r} is not the name of a version of this service")
+    return f"{int(project_id)}/versions/{version}"
+
+
+def _weights(project_id: int, fingerprint: str) -> str:
+    return f"{int(project_id)}/backbones/{fingerprint}.safetensors"
 
 
 def _tensors(head: Head) -> dict[str, NDArray[np.float32]]:
@@ -295,26 +329,5 @@ def _tensors(head: Head) -> dict[str, NDArray[np.float32]]:
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        with beside.open("w", encoding="utf-8") as stream:
-            json.dump(content, stream, ensure_ascii=False, allow_nan=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def _read_json(path: Path) -> Mapping[str, Any] | None:
-    """The JSON object in a file; None when there is no such file or it is not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as exc:
-        logger.error("cannot read path=%s: %s", path, exc)
-        return None
-    return content if isinstance(content, dict) else None
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")

@@ -76,8 +76,9 @@ class ProjectBackbones:
 
     def load(self, project_id: int, record: FinetuningRecord) -> Backbone:
         """The fine-tuned backbone of an adopted record. Raises BackboneError unless the very weights are there."""
-        path = self._registry.weights_file(project_id, str(record.fingerprint))
-        backbone = self.base.with_weights(path)
+        with self._registry.weights(project_id, str(record.fingerprint)) as path:
+            backbone = self.base.with_weights(path)
         if backbone.fingerprint != record.fingerprint:
-            raise BackboneError(f"{path} holds other weights than were saved; put the file back, or label on")
+            place = self._registry.weights_file(project_id, str(record.fingerprint))
+            raise BackboneError(f"{place} holds other weights than were saved; put the file back, or label on")
         return backbone

@@ -8,14 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 from PIL import Image
 
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore, EmbeddingTable, ImageFailure
 from backend.adapters.images import ImageLoader
-from backend.adapters.jobs import RETRAIN_QUEUE, Jobs
+from backend.adapters.jobs import PLAN_LOCK, RETRAIN_QUEUE, Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.choices import parse_labeling_config
@@ -23,6 +22,7 @@ from backend.errors import ImageError
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches, n_loaders
 from backend.loop.projects import register_project
 from backend.schema import Progress, Task, ValidationFilter, ValidationSplit
+from backend.storage import Place
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Embedder:
         self._registry = registry
         self._batch_size = batch_size
         self._validation_filter = validation_filter
-        self._stores: dict[Path, EmbeddingStore] = {}
+        self._stores: dict[Place, EmbeddingStore] = {}
 
     def backbone(self, project_id: int) -> Backbone:
         """The project's backbone; may be another one at the next call."""
@@ -76,6 +76,10 @@ class Embedder:
         config = parse_labeling_config(project.label_config)
         register_project(self._registry, project)
         tasks, split_changed = self._list_tasks(project_id, config.image_field)
+        with self._jobs.project_lock(project_id, PLAN_LOCK):
+            return self._plan(project_id, tasks, split_changed)
+
+    def _plan(self, project_id: int, tasks: Sequence[Task], split_changed: bool) -> int:
         n_gone = self._forget_all_but(project_id, tasks)
         table = self.table(project_id)
         missing = missing_tasks(table, tasks)
@@ -87,7 +91,8 @@ class Embedder:
             self._jobs.request_retrain(project_id)
         if not missing:
             return 0
-        queued = self._jobs.queued_buckets(project_id)
+        # Also those being embedded just now, whatever other worker has them.
+        queued = self._jobs.open_buckets(project_id)
         buckets: dict[int, list[Task]] = defaultdict(list)
         for task in missing:
             buckets[task.id // self._batch_size].append(task)
@@ -135,7 +140,7 @@ class Embedder:
         left = self._embed(project_id, missing, backbone, may_go_on)
         if left:
             self._jobs.enqueue_batch(project_id, left[0].id // self._batch_size, left)
-        elif not self._jobs.queued_buckets(project_id):
+        if self._jobs.end_batch(project_id):
             self._jobs.request_embedding(project_id)
 
     def embed_now(self, project_id: int, tasks: Sequence[Task], backbone: Backbone | None = None) -> None:
@@ -147,6 +152,7 @@ class Embedder:
         self._embed(project_id, self._missing(project_id, tasks, backbone), backbone, lambda _: True)
 
     def _missing(self, project_id: int, tasks: Sequence[Task], backbone: Backbone) -> list[Task]:
+        # Not all embeddings: while several workers write, each would read everything anew for each of its batches.
         known = self.rows(project_id, [task.id for task in tasks], backbone.fingerprint, backbone.dim)
         return missing_tasks(known, tasks)
 

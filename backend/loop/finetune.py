@@ -183,7 +183,7 @@ class Finetuner:
         )
         if not now.beats(then):
             return replace(record, outcome="rejected", note=f"not adopted: {note}")
-        candidate.save(self._registry.weights_file(project_id, candidate.fingerprint))
+        self._registry.keep_weights(project_id, candidate.fingerprint, candidate.save)
         seen = sorted(pictures.task_ids[row] for row in trained.tolist())
         return replace(record, outcome="adopted", note=f"adopted: {note}", fingerprint=candidate.fingerprint, seen=seen)
 

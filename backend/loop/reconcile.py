@@ -102,7 +102,7 @@ class Reconciler:
         self._jobs.begin(project_id, "prune")
         for fingerprint in self._registry.stale_backbones(project_id):
             self._embedder.discard(project_id, fingerprint)
-            self._registry.weights_file(project_id, fingerprint).unlink(missing_ok=True)
+            self._registry.forget_weights(project_id, fingerprint)
             logger.info("pruned project=%d backbone=%s", project_id, fingerprint)
         pruned = self._registry.prune(project_id, self._keep_versions)
         if pruned:

@@ -13,6 +13,7 @@ import yaml
 
 from backend.addresses import forbidden_except
 from backend.config import Settings, describe_settings
+from backend.machine import n_usable_cores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = (REPOSITORY / "docker-compose.yml").read_text()
@@ -121,8 +122,19 @@ def test_only_web_and_label_studio_are_published_and_only_to_this_machine() -> N
 
 def test_workers_can_be_scaled() -> None:
     """A fixed container name would allow one only."""
-    assert "container_name" not in SERVICES["worker"]
-    assert SERVICES["worker"]["image"] == SERVICES["web"]["image"]
+    worker = SERVICES["worker"]
+    assert not worker.keys() & {"container_name", "hostname", "ports"}
+    assert worker["image"] == SERVICES["web"]["image"]
+    assert worker["scale"] == "${WORKERS:-1}"
+    assert "backend-data:/data" in worker["volumes"], "they share embeddings and versions"
+
+
+def test_workers_take_no_more_cores_than_they_are_given(tmp_path: Path) -> None:
+    """`cpus` of compose is a quota of processor time, from which the backend knows how many threads to start."""
+    assert SERVICES["worker"]["cpus"] == "${WORKER_CPUS:-0}"
+    quota = tmp_path / "cpu.max"
+    quota.write_text("100000 100000\n")
+    assert n_usable_cores(quota) == 1
 
 
 def test_everything_worth_keeping_is_in_a_volume() -> None:

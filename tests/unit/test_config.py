@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from backend.config import Settings, describe_settings, process_environment
 from backend.errors import SettingsError
+from backend.storage import Address
 
 SECRETS = {"label_studio_token": "tok-1", "backend_password": "pass-2", "webhook_secret": "hook-3"}
 
@@ -209,3 +210,27 @@ def test_any_text_gives_settings_or_one_settings_error(mapping: dict[str, str]) 
     """No value makes another exception than ours."""
     with contextlib.suppress(SettingsError):
         Settings.from_mapping(mapping)
+
+
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        ("s3://bucket/prefix/", Address("s3://bucket/prefix")),
+        ("s3://bucket", Address("s3://bucket")),
+        ("gs://bucket/a/b", Address("gs://bucket/a/b")),
+        ("/srv/data", Path("/srv/data")),
+        ("s3/data", Path("s3/data")),
+    ],
+)
+def test_the_data_folder_may_be_at_an_address(raw: str, place: object) -> None:
+    """With :// it is an address, without a path."""
+    assert Settings.from_mapping({"DATA_DIR": raw}).data_dir == place
+
+
+@pytest.mark.parametrize("raw", ["s3://", "s3:///prefix", "ftp://host/x", "s3://key:secret@bucket/x", "s3://b/x?y=1"])
+def test_an_address_that_cannot_be_one_is_refused(raw: str) -> None:
+    """Keys belong into the environment of the store's own libraries, where nothing shows them."""
+    expected = "DATA_DIR: .* is not a folder, or an address such as s3://bucket/prefix"
+    with pytest.raises(SettingsError, match=expected) as caught:
+        Settings.from_mapping({"DATA_DIR": raw})
+    assert "secret" not in str(caught.value)

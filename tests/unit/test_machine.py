@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,22 @@ def test_a_system_without_affinities_says_how_many_cores_there_are(
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 10)
     assert n_usable_cores(tmp_path / "none") == 10
+
+
+POOLS = """
+import sys, json
+import numpy, torch
+from threadpoolctl import threadpool_info
+from backend.machine import limit_threads
+limit_threads(int(sys.argv[1]))
+print(json.dumps([torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info())]))
+"""
+
+
+@pytest.mark.parametrize(("of_its_own", "limit", "expected"), [("2", 1, 1), ("2", 8, 2), ("1", 2, 1)])
+def test_thread_pools_get_no_more_threads_than_the_limit(of_its_own: str, limit: int, expected: int) -> None:
+    """A real process with numpy and torch: pools are made smaller, never larger than somebody wanted them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": of_its_own, "OPENBLAS_NUM_THREADS": of_its_own}
+    command = [sys.executable, "-W", "ignore", "-c", POOLS, str(limit)]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert max(json.loads(answer.stdout)) == expected

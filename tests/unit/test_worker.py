@@ -17,6 +17,7 @@ from backend.errors import LabelStudioUnreachableError, RedisUnavailableError
 from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
 from backend.loop.status import FINETUNING_OBSTACLE, LAST_ERROR
+from backend.storage import Address
 from backend.worker import FinetuningProcess, WarmWorker, _start_finetuning, run_worker
 
 IMAGES = [rgb(250, 0), rgb(0, 250), rgb(200, 0), rgb(0, 200), rgb(120, 120)]
@@ -68,6 +69,26 @@ def test_the_loop_runs_by_itself(project: World) -> None:
     assert (project.jobs.job_status(job) or {})["job_status"] == "finished"
     assert project.jobs.training(1) == "idle"
     assert project.waiting() == []
+
+
+def test_the_loop_runs_with_its_data_in_an_object_store(project: World, store_address: Address) -> None:
+    """The same from registration to a published head; a process on another host serves it."""
+    world = project.again(data_dir=store_address)
+    world.registry.register(1, 1767225600, LABEL_CONFIG)
+    world.jobs.request_embedding(1)
+    work(world)
+    for task_id, label in ((1, "cat"), (2, "dog")):
+        world.label_studio.annotate(1, task_id, label)
+    world.jobs.request_retrain(1)
+    work(world)
+    record = world.registry.published_record(1)
+    assert record is not None
+    assert (record.kind, record.labels_used, record.pool_size) == ("model", 2, 3)
+    elsewhere = world.again().services.predictor
+    (answer,) = elsewhere.predict(1, LABEL_CONFIG, [{"id": 3, "data": {"image": IMAGES[2]}}])
+    assert answer["model_version"] == record.version
+    assert answer["result"][0]["value"]["choices"] == ["cat"]
+    assert project.registry.published(1) is None
 
 
 def test_nothing_is_loaded_twice(project: World) -> None:

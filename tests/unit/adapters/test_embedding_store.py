@@ -25,6 +25,7 @@ from backend.adapters.embedding_store import (
     reference_key,
 )
 from backend.errors import BackendError
+from backend.storage import Address
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -297,7 +298,9 @@ import sys
 from pathlib import Path
 import numpy as np
 from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore
-store = EmbeddingStore(Path(sys.argv[1]), "f00d", 2, writes_per_cleanup=8, keep_versions_s=0)
+from backend.storage import Address
+place = Address(sys.argv[1]) if "://" in sys.argv[1] else Path(sys.argv[1])
+store = EmbeddingStore(place, "f00d", 2, writes_per_cleanup=8, keep_versions_s=0)
 first, n_writes = int(sys.argv[2]), int(sys.argv[3])
 for n in range(first, first + n_writes):
     # one row of its own, one that every writer writes
@@ -306,7 +309,7 @@ for n in range(first, first + n_writes):
 """
 
 
-def start_writer(folder: Path, first: int, n_writes: int) -> subprocess.Popen[str]:
+def start_writer(folder: Path | Address, first: int, n_writes: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WRITER, str(folder), str(first), str(n_writes)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
@@ -384,3 +387,123 @@ def test_a_discarded_store_begins_empty(store: EmbeddingStore, tmp_path: Path) -
     store.upsert([row(3)])
     assert store.read().task_ids.tolist() == other.read().task_ids.tolist() == [3]
     EmbeddingStore(tmp_path, "beef", 0).discard()
+
+
+# -- at an address of an object store ---------------------------------------------------------------------------------
+
+
+def test_at_an_address_it_is_the_same_store(store_address: Address) -> None:
+    """Empty, written, replaced, read in part, removed, discarded: as on disk."""
+    store = EmbeddingStore(store_address, "f00d", 2)
+    assert store.version == 0
+    assert store.read().task_ids.tolist() == []
+    store.remove([1])
+    store.upsert([row(9, 1, 2), failed(5, transient=True), row(3, 3, 4)])
+    store.upsert([row(9, 7, 8), row(5, 5, 6)])
+    store.remove([3, 4])
+    other = EmbeddingStore(store_address, "f00d", 2)
+    assert_same(store.read(), other.read())
+    assert other.read().task_ids.tolist() == [5, 9]
+    assert other.read().embeddings.tolist() == [[5, 6], [7, 8]]
+    assert other.read().failures == {}
+    assert other.take([9, 1]).embeddings.tolist() == [[7, 8]]
+    store.discard()
+    assert other.read().task_ids.tolist() == []
+    store.upsert([row(1)])
+    assert other.read().task_ids.tolist() == [1]
+
+
+def test_own_writes_at_an_address_are_merged_in_memory_unless_others_wrote(store_address: Address) -> None:
+    """The table in memory is never short of what another process put between two writes of ours."""
+    one, other = (EmbeddingStore(store_address, "f00d", 2) for _ in range(2))
+    one.upsert([row(1)])
+    assert one.read().task_ids.tolist() == [1]
+    one.upsert([row(2)])
+    assert one._unmerged.keys() == {2}
+    assert one.read().task_ids.tolist() == [1, 2]
+    other.upsert([row(3)])
+    one.upsert([row(4)])
+    assert one._unmerged == {}
+    assert one.read().task_ids.tolist() == [1, 2, 3, 4]
+
+
+def test_three_processes_write_to_one_address_at_once_and_no_row_is_lost(store_address: Address) -> None:
+    """Nobody holds a lock: who is not first begins again; every row arrives, and each task is read once."""
+    writers = [start_writer(store_address, first, 6) for first in (100, 200, 300)]
+    reader = EmbeddingStore(store_address, "f00d", 2)
+    while any(writer.poll() is None for writer in writers):
+        table = reader.read()
+        assert len(set(table.task_ids.tolist())) == len(table.task_ids)
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    table = reader.read()
+    assert table.task_ids.tolist() == [0, *range(100, 106), *range(200, 206), *range(300, 306)]
+    assert float(table.embeddings[0][0]) in {105, 205, 305}
+
+
+def test_a_task_inserted_twice_is_read_once_and_can_be_replaced_and_removed(store_address: Address) -> None:
+    """What two hosts that embed the same new task at the same moment may leave; the later row counts."""
+    import lance
+
+    store = EmbeddingStore(store_address, "f00d", 2)
+    store.upsert([row(1, 1, 1), row(2, 2, 2)])
+    again = store._arrow_table([store._checked(row(1, 3, 3)), store._checked(failed(2))])
+    lance.write_dataset(again, f"{store.path}/{store._dataset_name}", mode="append", **store._options)
+    table = store.read()
+    assert table.task_ids.tolist() == [1]
+    assert table.embeddings.tolist() == [[3, 3]]
+    assert table.failures == {2: ImageFailure("HTTP 404", False)}
+    store.upsert([row(1, 4, 4)])
+    assert EmbeddingStore(store_address, "f00d", 2).read().embeddings.tolist() == [[4, 4]]
+    store.remove([1, 2])
+    assert EmbeddingStore(store_address, "f00d", 2).read().references == {}
+
+
+def test_a_store_out_of_reach_is_an_error_and_nothing_is_set_aside(
+    store_address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence; once it is back everything is as it was."""
+    store = EmbeddingStore(store_address, "f00d", 2)
+    store.upsert([row(1)])
+    dead = {"storage_options": {"allow_http": "true", "aws_endpoint": "http://127.0.0.1:9", "client_max_retries": "0"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_options", dead)
+        with pytest.raises(BackendError, match=r"s3://.*f00d.lance cannot be read: .*; check the address in DATA_DIR"):
+            store.read()
+        with pytest.raises(BackendError, match=r"s3://.*f00d.lance cannot be written: "):
+            store.upsert([row(2)])
+    assert store.read().task_ids.tolist() == [1]
+
+
+def test_of_two_who_begin_a_store_at_once_both_are_in_it(
+    store_address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lance itself would let the second overwrite the first; of the two datasets made, one is left."""
+    one, other = (EmbeddingStore(store_address, "f00d", 2) for _ in range(2))
+    create = other._create
+
+    def create_late(table: object) -> None:
+        one.upsert([row(1)])  # between the other's look, that saw nothing, and its writing
+        create(table)
+
+    monkeypatch.setattr(other, "_create", create_late)
+    other.upsert([row(2)])
+    assert one.read().task_ids.tolist() == [1, 2]
+    datasets = {name[0] for name in one._folder._below("f00d.lance")}  # type: ignore[attr-defined]
+    assert datasets == {"dataset.txt", one._dataset_name}
+
+
+def test_a_store_discarded_by_another_process_is_begun_again(store_address: Address) -> None:
+    """Whoever still knows the old dataset looks where the store is now."""
+    one, other = (EmbeddingStore(store_address, "f00d", 2) for _ in range(2))
+    one.upsert([row(1)])
+    assert other.read().task_ids.tolist() == [1]
+    one.discard()
+    assert other.read().task_ids.tolist() == []
+    one.upsert([row(2)])
+    assert other.read().task_ids.tolist() == [2]
+    one.discard()
+    one.upsert([row(3)])
+    other.upsert([row(4)])
+    assert one.read().task_ids.tolist() == other.read().task_ids.tolist() == [3, 4]

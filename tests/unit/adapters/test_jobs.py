@@ -279,10 +279,10 @@ def test_waiting_batches_are_known_by_their_bucket(jobs: Jobs) -> None:
         jobs.enqueue_batch(project_id, bucket, [Task(1, "/data/upload/1.jpg"), Task(2, None)])
     jobs.request_embedding(3)
     jobs.request_retrain(3)
-    assert jobs.queued_buckets(3) == {0, 7}
+    assert jobs.open_buckets(3) == {0, 7}
     take(jobs, EMBED_QUEUE)
-    assert jobs.queued_buckets(3) == {7}
-    assert jobs.queued_buckets(99) == set()
+    assert jobs.open_buckets(3) == {7}
+    assert jobs.open_buckets(99) == set()
 
 
 def test_a_batch_carries_its_tasks(jobs: Jobs) -> None:
@@ -505,13 +505,19 @@ CALLS: dict[str, Any] = {
     "request_reconciliation": lambda jobs: jobs.request_reconciliation(3),
     "request_evaluation": lambda jobs: jobs.request_evaluation(3),
     "record_event": lambda jobs: jobs.record_event(3, {}),
+    "end_batch": lambda jobs: jobs.end_batch(3),
+    "is_first_within": lambda jobs: jobs.is_first_within(1, "reconcile"),
+    "stay_alive": lambda jobs: jobs.stay_alive("w"),
+    "leave": lambda jobs: jobs.leave("w"),
+    "abandoned": lambda jobs: jobs.abandoned(),
+    "take_up": lambda jobs: jobs.take_up(RETRAIN_QUEUE, "retrain-3-1:2"),
     "events_since": lambda jobs: jobs.events_since(3, "0-1"),
     "retrain_waits": lambda jobs: jobs.retrain_waits(),
     "request_pruning": lambda jobs: jobs.request_pruning(3),
     "request_finetuning": lambda jobs: jobs.request_finetuning(3),
     "finetuning": lambda jobs: jobs.finetuning(3),
     "enqueue_batch": lambda jobs: jobs.enqueue_batch(3, 0, []),
-    "queued_buckets": lambda jobs: jobs.queued_buckets(3),
+    "open_buckets": lambda jobs: jobs.open_buckets(3),
     "begin_retrain": lambda jobs: jobs.begin_retrain(3),
     "answer_retrain": lambda jobs: jobs.answer_retrain(3, RetrainRequest(1, False, 0)),
     "quiet_s": lambda jobs: jobs.quiet_s(3),

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.adapters import registry as registry_module
 from backend.adapters.registry import Registry, is_own_version
 from backend.errors import BackendError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
 from backend.schema import FinetuningRecord, ValidationSplit, VersionRecord
+from backend.storage import Address
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 CONFIG = "<View/>"
@@ -182,7 +182,9 @@ def test_a_version_is_never_changed(registry: Registry) -> None:
     assert registry.versions(3) == [version]
 
 
-@pytest.mark.parametrize("breaks", ["_write_json", "save_file", "rename"])
+@pytest.mark.parametrize(
+    "breaks", ["safetensors.numpy.save", "os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.rename"]
+)
 def test_a_failure_while_saving_leaves_nothing(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, breaks: str
 ) -> None:
@@ -196,12 +198,7 @@ def test_a_failure_while_saving_leaves_nothing(
 
     version = registry.new_version(3, 2, NOW)
     with monkeypatch.context() as patch:
-        if breaks == "_write_json":
-            patch.setattr(registry_module, "_write_json", fail)
-        elif breaks == "save_file":
-            patch.setattr("safetensors.numpy.save_file", fail)
-        else:
-            patch.setattr(Path, "rename", fail)
+        patch.setattr(breaks, fail)
         with pytest.raises(OSError, match="no space left"):
             registry.save(record(version), HEAD)
     assert files_below(folder) == before
@@ -506,3 +503,82 @@ def test_weights_are_stale_when_nothing_needs_them(registry: Registry) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
     assert registry.stale_backbones(3) == ["old"]
+
+
+# -- at an address of an object store ---------------------------------------------------------------------------------
+
+
+def test_at_an_address_it_is_the_same_registry(store_address: Address) -> None:
+    """Registered, saved, published, updated, pruned, set aside: as on disk, and for another process too."""
+    registry, other = Registry(store_address / "projects"), Registry(store_address / "projects")
+    assert registry.known_projects() == []
+    assert registry.register(3, 10, CONFIG, "http://ls")
+    assert not other.register(3, 10, CONFIG)
+    assert other.known_projects() == [3]
+    names = saved(registry, 4)
+    assert other.published(3) is None
+    registry.publish(3, names[0])
+    assert other.published_record(3) == record(names[0])
+    head = other.head(other.record(3, names[0]))
+    assert head is not None
+    assert head.weights.tolist() == HEAD.weights.tolist()
+    registry.update(record(names[1], accuracy=0.75))
+    assert other.record(3, names[1]).accuracy == 0.75
+    assert registry.prune(3, keep=1) == [names[2], names[1]]
+    assert other.versions(3) == [names[3], names[0]]
+    with pytest.raises(VersionNotFoundError):
+        other.head(record(names[1]))
+    registry.update(record(names[1], accuracy=0.5))
+    assert other.versions(3) == [names[3], names[0]]
+    registry.keep_image_failures(3, {7: "broken"})
+    assert other.image_failures(3) == {"7": "broken"}
+    split = ValidationSplit("data.split=val", frozenset({1, 2}), 9)
+    assert registry.keep_validation_split(3, split)
+    assert other.validation_split(3) == split
+    registry.forget(3)
+    assert other.known_projects() == []
+    assert other.versions(3) == []
+
+
+def test_a_version_at_an_address_is_never_changed(store_address: Address) -> None:
+    """Saved again under the same name it is refused; head and record are those of the first."""
+    registry = Registry(store_address / "projects")
+    (version,) = saved(registry)
+    with pytest.raises(FileExistsError):
+        registry.save(record(version, labels_used=99), dataclasses.replace(HEAD, bias=HEAD.bias + 1))
+    kept = registry.record(3, version)
+    assert kept.labels_used == 2
+    head = registry.head(kept)
+    assert head is not None
+    assert head.bias.tolist() == HEAD.bias.tolist()
+
+
+def test_a_crash_between_head_and_record_is_no_version(store_address: Address) -> None:
+    """What a killed process leaves is neither listed nor in the way of the next version."""
+    registry = Registry(store_address / "projects")
+    version = registry.new_version(3, 2, NOW)
+    registry._folder.write(f"3/versions/{version}/head.safetensors", b"half")
+    assert registry.versions(3) == []
+    later = registry.new_version(3, 2, NOW + timedelta(seconds=1))
+    registry.save(record(later), HEAD)
+    assert registry.versions(3) == [later]
+
+
+@pytest.mark.parametrize("where", ["disk", "address"])
+def test_fine_tuned_weights_come_back_as_a_file(request: pytest.FixtureRequest, tmp_path: Path, where: str) -> None:
+    """Written through a path, read through a path, gone when forgotten."""
+    place = tmp_path if where == "disk" else request.getfixturevalue("store_address")
+
+    def save(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"weights")
+
+    Registry(place).keep_weights(3, "f00d", save)
+    registry = Registry(place)
+    with registry.weights(3, "f00d") as path:
+        assert path.read_bytes() == b"weights"
+    assert registry.stale_backbones(3) == ["f00d"]
+    registry.forget_weights(3, "f00d")
+    assert registry.stale_backbones(3) == []
+    with registry.weights(3, "f00d") as path:
+        assert not path.exists()

@@ -47,7 +47,7 @@ def test_a_plan_queues_what_is_missing_in_batches(pictures: World) -> None:
     """Five tasks by id // 2: {1}, {2, 3}, {4, 5}; the project becomes known, progress starts at none."""
     assert pictures.services.embedder.plan(1) == 5
     assert pictures.waiting() == ["embed_batch(1)"] * 3
-    assert pictures.jobs.queued_buckets(1) == {0, 1, 2}
+    assert pictures.jobs.open_buckets(1) == {0, 1, 2}
     assert pictures.jobs.progress(1) == Progress(0, 5)
     assert pictures.registry.known_projects() == [1]
 
@@ -57,7 +57,7 @@ def test_a_second_plan_does_not_queue_the_same_batches_again(pictures: World) ->
     pictures.services.embedder.plan(1)
     pictures.label_studio[1].tasks[9] = rgb(9, 9)
     assert pictures.services.embedder.plan(1) == 6
-    assert pictures.jobs.queued_buckets(1) == {0, 1, 2, 4}
+    assert pictures.jobs.open_buckets(1) == {0, 1, 2, 4}
     assert len(pictures.waiting()) == 4
 
 
@@ -235,7 +235,7 @@ def test_a_label_does_not_wait_for_a_whole_batch(world: World) -> None:
     embedder.embed_batch(1, [Task(n, image) for n, image in enumerate(IMAGES, start=1)])
     assert embedder.table(1).task_ids.tolist() == [1, 2]
     assert large.waiting() == ["retrain(1)", "embed_batch(1)"]
-    assert large.jobs.queued_buckets(1) == {0}
+    assert large.jobs.open_buckets(1) == {0}
     (rest,) = large.jobs.queues()[-1].jobs
     assert [task_id for task_id, _ in rest.args[1]] == [3, 4, 5]
     large.jobs.queues()[0].empty()
