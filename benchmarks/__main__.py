@@ -1,4 +1,6 @@
-"""A labeler's session, the lag people see, the service by itself and beside a peer, embedding, and selection.
+"""A labeler's session, the lag people see, the service by itself and beside a peer, embedding, selection, and scale.
+
+Each prints its table; at the end there is one of everything, beside what is asked (`benchmarks.summary`).
 
 `benchmarks.foresight` and `benchmarks.finetuning` are run by themselves.
 
@@ -14,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from backend.demo import write_digits
-from benchmarks import SHARED, WEIGHTS, embedding, kcenter, labeler, latency, peer, selection, service
+from benchmarks import SHARED, WEIGHTS, embedding, kcenter, labeler, latency, peer, scaling, selection, service, summary
 
 WEATHER = SHARED / "data" / "weather"
 
@@ -42,6 +44,8 @@ def main() -> None:
     embedding.main(with_weights)
     selection.main([*(["--images", str(arguments.images)] if arguments.images else []), *with_weights])
     kcenter.main([])
+    scaling.main([])
+    summary.main()
 
 
 if __name__ == "__main__":
