@@ -41,7 +41,7 @@ def test_what_is_not_kept_is_marked() -> None:
 
 
 def test_lag_is_bounded_by_pool() -> None:
-    """A pool of 100,000 may take longer to publish than one of 1,000; Submit is bounded only where people were paced."""
+    """A pool of 100,000 may take longer to publish than one of 1,000; Submit is bounded only at a person's pace."""
     quantiles = {"median": 0.2, "p95": 0.6}
     rows = [
         {
