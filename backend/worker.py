@@ -117,11 +117,14 @@ def _fit(services: Services, project_id: int) -> str:
 
 
 def evaluate(project_id: int) -> str | None:
-    """Job: evaluate the published version, if it is not yet; its name."""
+    """Job: evaluate the published version, if it is not yet, and plan ahead for the next label; its name."""
 
     def work(services: Services) -> str | None:
         record = services.evaluator.evaluate(project_id)
-        return record.version if record else None
+        if record is None:
+            return None
+        services.trainer.anticipate(project_id)
+        return record.version
 
     return _run(project_id, work)
 

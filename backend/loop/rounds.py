@@ -137,6 +137,7 @@ def plan_round(
     chosen: Chosen | None = None,
     start: FitResult | None = None,
     seen: frozenset[int] = frozenset(),
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Round:
     """Fits a head, scores the pool and builds the window.
 
@@ -145,10 +146,12 @@ def plan_round(
 
     The head has the settings in `chosen`, which cross-validation found after the round before, when nobody was waiting;
     without such, or with much older ones, they are chosen here. `start` is an earlier fit on the same pool.
+
+    Raises FitInterruptedError once `interrupted`, asked every few milliseconds of the fit, says so.
     """
     with watch.stage("fit"):
         labeled = trainable(table, labels)
-        fitted = _fit(table, everything, labeled, labels, settings, chosen, start, seen)
+        fitted = _fit(table, everything, labeled, labels, settings, chosen, start, seen, interrupted)
     rows = unlabeled(table, labels)
     pool = table.task_ids[rows]
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
@@ -252,14 +255,15 @@ def _fit(
     chosen: Chosen | None,
     start: FitResult | None,
     seen: frozenset[int],
+    interrupted: Callable[[], bool],
 ) -> FitResult | None:
     evaluation = None
     if settings.acquisition in ASK_OUT_OF_FOLD or chosen is None or chosen.n_labels < FRESH * len(labeled):
-        chosen, evaluation = evaluate_labels(table, everything, labels, settings, seen=seen)
+        chosen, evaluation = evaluate_labels(table, everything, labels, settings, seen=seen, interrupted=interrupted)
     targets = [labels.labels[task_id] for task_id in labeled]
     if chosen is None or len(set(targets)) < 2:
         return None
-    fitted = fit(everything, table.rows_of(labeled), targets, chosen.settings, start=start)
+    fitted = fit(everything, table.rows_of(labeled), targets, chosen.settings, start=start, interrupted=interrupted)
     return replace(fitted, evaluation=evaluation)
 
 

@@ -21,11 +21,12 @@ from backend.config import Settings
 from backend.errors import LabelStudioError
 from backend.learning.head import FitResult, HeadSettings
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
+from backend.loop.anticipate import Anticipation, RoundInputs
 from backend.loop.embed import Embedder
 from backend.loop.evaluate import carried_evaluation
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader, Inputs
-from backend.loop.rounds import Chosen, Round, Stopwatch, plan_round
+from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
 from backend.schema import QueueEntry, TrainingLabels, VersionRecord
 
@@ -58,6 +59,7 @@ class Trainer:
         self._finetuner = finetuner
         self._settings = settings
         self._now = now
+        self._anticipation = Anticipation(settings)
         # The last fit of each project, where the next one starts, and the pool it was made on.
         self._fits: dict[int, tuple[ReferenceType[Pool], FitResult]] = {}
 
@@ -106,18 +108,11 @@ class Trainer:
                 "first batch waits project=%d embedded=%d of=%d", project_id, len(table.references), project.n_tasks
             )
             return None
-        plan = plan_round(
-            table,
-            inputs.pool,
-            labels,
-            self._settings,
-            n_classes=len(config.labels),
-            previous_seed=self._previous_seed(previous, inputs.backbone),
-            watch=watch,
-            chosen=_chosen(previous, inputs.backbone),
-            start=self._start(project_id, inputs.pool),
-            seen=inputs.seen,
-        )
+        given = self._given(project_id, inputs, previous)
+        with watch.stage("anticipated"):
+            plan = self._anticipation.take(project_id, given)
+        if plan is None:
+            plan = given.plan(self._settings, watch)
         fitted, seed = plan.fitted, plan.seed
         if fitted is not None:
             self._fits[project_id] = ref(inputs.pool), fitted
@@ -165,6 +160,32 @@ class Trainer:
             project_id, version, len(labeled), len(plan.pool), watch.total, watch,
         )  # fmt: skip
         return record
+
+    def anticipate(self, project_id: int) -> int:
+        """Plans the rounds after the likeliest answers to the first task of the window; how many.
+
+        For the time in which a person looks at it. A label that comes meanwhile ends it.
+        """
+        record = self._registry.published_record(project_id)
+        if record is None or not record.window or self._jobs.retrain_waits():
+            return 0
+        inputs = self._inputs.read(project_id, Stopwatch(), news=False)
+        if inputs.digest != record.inputs_digest:
+            return 0  # something came that is no label of this task
+        given = self._given(project_id, inputs, record)
+        return self._anticipation.plan(project_id, given, record.window[0], self._jobs.retrain_waits)
+
+    def _given(self, project_id: int, inputs: Inputs, previous: VersionRecord | None) -> RoundInputs:
+        return RoundInputs(
+            table=inputs.table,
+            pool=inputs.pool,
+            labels=inputs.labels,
+            n_classes=len(inputs.config.labels),
+            previous_seed=self._previous_seed(previous, inputs.backbone),
+            chosen=_chosen(previous, inputs.backbone),
+            start=self._start(project_id, inputs.pool),
+            seen=inputs.seen,
+        )
 
     def _prepare(self, inputs: Inputs, detail_weight: float | None) -> None:
         if len(inputs.table.task_ids):
