@@ -269,7 +269,7 @@ def predict_pool(fitted: FitResult, pool: Pool) -> Floats:
     """
     solution = fitted.solutions.with_entropies / fitted.settings.temperature  # (R + 1, C)
     # Axes may have been added since; the first ones stay what they were.
-    coordinates = pool.basis(fitted.settings.detail_weight).coordinates[:, : len(solution) - 1]
+    coordinates = pool.basis(fitted.settings.detail_weight, len(solution) - 1).coordinates[:, : len(solution) - 1]
     return _softmax((coordinates @ solution[:-1].astype(np.float32)).astype(np.float64) + solution[-1])
 
 

@@ -254,6 +254,22 @@ def test_unlabeled_images_carry_labels_on():
     assert accuracy(together) > 0.95 > 0.75 > accuracy(alone)
 
 
+@pytest.mark.parametrize("n_labels", [4, 6, 20])
+@pytest.mark.parametrize("prepared_for", [0, 6, 40])
+def test_the_pool_is_scored_along_as_many_axes_as_the_head_has(monkeypatch, n_labels, prepared_for):
+    """More labels than axes double them, more may be prepared: the scores are the head's own in every case."""
+    monkeypatch.setattr(pool_module, "LEAST_AXES", 4)
+    embeddings, truth = two_clouds(60, 60, apart=1.2)
+    embeddings = np.hstack([embeddings, np.random.default_rng(1).normal(size=(120, 12)).astype(np.float32)])
+    pool = Pool(embeddings)
+    pool.prepare([DEFAULT_DETAIL_WEIGHT], n_labels=prepared_for)
+    rows = np.arange(0, 120, 120 // n_labels)[:n_labels]
+    fitted = head_module.fit(pool, rows, truth[rows].tolist(), HeadSettings())
+    assert len(fitted.solutions.with_entropies) - 1 == {4: 4, 6: 8, 20: 20}[n_labels]
+    scores = head_module.predict_pool(fitted, pool)
+    np.testing.assert_allclose(scores, fitted.head.predict_proba(embeddings), atol=1e-4)
+
+
 def two_clouds(n_often: int, n_seldom: int, *, apart: float):
     """Two clouds of so many images each whose middles lie `apart` and their labels."""
     random = np.random.default_rng(0)
