@@ -285,7 +285,7 @@ def _recover(services: Services) -> None:
     """Asks for everything again at the start: a worker before this one may have died at any point."""
     for project_id in services.registry.known_projects():
         services.jobs.set_note(project_id, MARK, None)
-        services.jobs.request_embedding(project_id, renew=True)
+        services.jobs.request_reconciliation(project_id, renew=True)  # asks for embedding, and keeps a new mark
         services.jobs.request_retrain(project_id, renew=True)
 
 

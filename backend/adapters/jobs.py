@@ -164,10 +164,10 @@ class Jobs:
         with self._translated():
             return bool(self.redis.set(f"{_PREFIX}:first:{work}", 1, nx=True, px=max(1, int(1000 * seconds))))
 
-    def request_reconciliation(self, project_id: int) -> str:
+    def request_reconciliation(self, project_id: int, *, renew: bool = False) -> str:
         """Asks that the project be compared with Label Studio; the job's id."""
         with self._translated():
-            return self._enqueue_once(project_id, "reconcile", EMBED_QUEUE)
+            return self._enqueue_once(project_id, "reconcile", EMBED_QUEUE, renew=renew)
 
     def request_pruning(self, project_id: int) -> str:
         """Asks that old versions and their predictions be deleted when nothing more urgent is to do; the job's id."""

@@ -14,6 +14,7 @@ from backend.choices import parse_labeling_config
 from backend.config import Settings
 from backend.errors import LabelStudioError
 from backend.loop.projects import register_project
+from backend.loop.reconcile import MARK
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class Connector:
         steps.append("task sampling: by uncertainty" + (" (set now)" if "sampling" in changes else ""))
         steps.append("pre-labels: shown" + (" (set now)" if "show_collab_predictions" in changes else ""))
         steps.append(self._restore_version(project_id))
-        self._jobs.request_embedding(project_id)
+        self._jobs.set_note(project_id, MARK, None)  # whatever was seen before: everything is compared
+        self._jobs.request_reconciliation(project_id)
         steps.append("embedding and first batch: requested from the worker")
         logger.info("connected project=%d title=%r", project_id, project.title)
         return Connection(project_id, project.title, tuple(steps))

@@ -88,7 +88,8 @@ class Reconciler:
         tasks_changed = changed is None or not self._embedder.is_planned(project_id, [item.task for item in changed])
         answers_changed = changed is None or not self._ledger.knows(project_id, changed)
         if tasks_changed:
-            self._jobs.request_embedding(project_id)
+            # Without a mark a job may have died or failed: its marker is no promise.
+            self._jobs.request_embedding(project_id, renew=before is None)
         if answers_changed:
             self._jobs.record_event(project_id, READ_EVERYTHING)
             self._jobs.request_retrain(project_id)

@@ -56,7 +56,7 @@ def test_connecting_sets_everything(project: World) -> None:
     assert set(webhook["actions"]) == set(WEBHOOK_ACTIONS)
     assert kept.project.sampling == UNCERTAINTY_SAMPLING
     assert kept.project.show_collab_predictions
-    assert project.waiting() == ["plan_embedding(1)"]
+    assert project.waiting() == ["reconcile(1)"]
     assert project.registry.known_projects() == [1]
     assert connection.title == "Animals"
     assert "pass-w0rd" not in str(connection)
@@ -254,3 +254,13 @@ def test_label_studio_going_away_midway_is_told_as_that(project: World) -> None:
 def test_addresses_are_compared_without_the_closing_slash(one: str, other: str, same: bool) -> None:
     """People type it with and without."""
     assert same_address(one, other) is same
+
+
+def test_connecting_again_compares_everything(project: World) -> None:
+    """Somebody connects again because something seems to be missing: no mark of what was seen before holds it back."""
+    project.services.connector.connect(1)
+    project.services.reconciler.reconcile(1)
+    project.empty_queue()
+    project.services.connector.connect(1)
+    assert project.services.reconciler.reconcile(1)
+    assert {"retrain(1)", "plan_embedding(1)"} <= set(project.waiting())
