@@ -28,7 +28,7 @@ LIKELIEST = 3
 
 LARGEST_POOL = 20_000
 """Embeddings of the largest pool whose rounds are planned ahead: a label that comes meanwhile waits for what cannot be
-interrupted, scores and ranks, 0.05 s at this size."""
+interrupted, scores and ranks (on a busy machine 0.06 s at 10,000)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -475,3 +475,15 @@ def retrain(world: World, project_id: int = 1) -> VersionRecord:
         record = world.services.evaluator.evaluate(project_id)
     assert record is not None
     return record
+
+
+CATS, DOGS = range(1, 13), range(13, 25)
+
+
+def add_cats_and_dogs(world: World) -> None:
+    """Project 1: twelve reddish tasks (`CATS`) and twelve greenish ones (`DOGS`), embedded, three of each labeled."""
+    pictures = [rgb(200 - 9 * n, 60 + 5 * n, 10 * n) for n in range(12)]
+    pictures += [rgb(60 + 5 * n, 200 - 9 * n, 10 * n) for n in range(12)]
+    world.label_studio.add_project(1, pictures)
+    world.embed_all()
+    label(world, cat=CATS[:3], dog=DOGS[:3])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import World, label, retrain, rgb
+from fakes import CATS, DOGS, World, add_cats_and_dogs, label, retrain, rgb
 
 from backend import worker
 from backend.loop import anticipate, rounds
@@ -12,18 +12,13 @@ from backend.loop.anticipate import Anticipation, RoundInputs
 from backend.loop.rounds import Round, Stopwatch
 from backend.schema import VersionRecord
 
-CATS, DOGS = range(1, 13), range(13, 25)
 FIT = {"fit", "seed", "score", "rank"}
 
 
 @pytest.fixture
 def animals(world: World) -> World:
     """Project 1: twelve reddish tasks (cats) and twelve greenish ones (dogs), three of each labeled, one version."""
-    pictures = [rgb(200 - 9 * n, 60 + 5 * n, 10 * n) for n in range(12)]
-    pictures += [rgb(60 + 5 * n, 200 - 9 * n, 10 * n) for n in range(12)]
-    world.label_studio.add_project(1, pictures)
-    world.embed_all()
-    label(world, cat=CATS[:3], dog=DOGS[:3])
+    add_cats_and_dogs(world)
     retrain(world)
     world.empty_queue_of_retrains()
     return world
@@ -158,7 +153,11 @@ def test_large_pools_and_seed_versions_plan_nothing_ahead(animals: World, monkey
     assert animals.services.trainer.anticipate(1) == 0
     monkeypatch.undo()
     animals.label_studio.add_project(2, [rgb(1, 2), rgb(3, 4)])
-    animals.services.embedder.plan(2)
+    animals.services.embedder.embed_now(2, animals.label_studio.tasks(2, "image"))
+    record = animals.services.trainer.retrain(2)
+    assert record is not None
+    assert (record.kind, len(record.window)) == ("seed", 2)
+    animals.empty_queue_of_retrains()
     assert animals.services.trainer.anticipate(2) == 0
 
 

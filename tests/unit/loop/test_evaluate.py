@@ -9,24 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import TinyBackbone, World, build_world, label, retrain, rgb
+from fakes import CATS, DOGS, TinyBackbone, World, add_cats_and_dogs, build_world, label, retrain
 
 from backend.learning.pool import Pool
 from backend.loop import rounds
 from backend.loop.evaluate import CROSS_VALIDATED
 from backend.schema import VersionRecord
 
-CATS, DOGS = range(1, 13), range(13, 25)
-
 
 @pytest.fixture
 def animals(world: World) -> World:
     """Project 1: twelve reddish tasks (cats) and twelve greenish ones (dogs), embedded, three of each labeled."""
-    pictures = [rgb(200 - 9 * n, 60 + 5 * n, 10 * n) for n in range(12)]
-    pictures += [rgb(60 + 5 * n, 200 - 9 * n, 10 * n) for n in range(12)]
-    world.label_studio.add_project(1, pictures)
-    world.embed_all()
-    label(world, cat=CATS[:3], dog=DOGS[:3])
+    add_cats_and_dogs(world)
     return world
 
 
