@@ -11,7 +11,8 @@ BACKEND_PORT ?= 9090
 RUN_DIR ?= .run
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo web worker connect doctor status suspects test lint bench bench-selection lock compose-test clean
+.PHONY: help install dev demo web worker connect doctor status suspects disagreements models test faults fuzz lint bench \
+  bench-selection lock compose-test clean
 
 help:  ## what there is
 	@grep -E '^[a-z -]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 26
@@ -46,17 +47,34 @@ connect: install  ## attach to a project of an existing Label Studio: make conne
 doctor status suspects: install  ## check every link; how project 3 is: make status PROJECT=3; its labels that look wrong
 	@exec $(BIN)/python -m backend $(SETTINGS) $@ $(PROJECT)
 
+disagreements models: install  ## where people disagree in project 3: make disagreements PROJECT=3; its model versions
+	@exec $(BIN)/python -m backend $(SETTINGS) $@ $(PROJECT)
+
 lint: dev  ## ruff, mypy, and the floors of the layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: dev  ## every test; what this machine lacks is skipped with the reason
+# The live ones share one running stack, so only the others are divided among processes.
+test: dev  ## every test; what this machine lacks is skipped with the reason; TESTS=path for some
+ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
+else
+	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --ignore tests/unit
+endif
+
+TIMES ?= 3
+faults: dev  ## the real stack broken in every way, TIMES=3 times each: labels lost, time to recover (TIMES=1: shortened)
+	FAULT_TIMES=$(TIMES) FAULT_FORM=$(if $(filter 1,$(TIMES)),short,full) FAULTS_JSON=benchmarks/results/faults.json \
+	  $(BIN)/python -m pytest --timeout 3600 tests/faults
 
 compose-test: dev  ## docker-compose.yml brought up for real (ENGINE='docker compose' or alike)
 	$(BIN)/python tests/compose/run.py
+
+fuzz: dev  ## 20,000 malformed requests to every route of the running service; benchmarks/results/fuzz.json
+	$(BIN)/python -m benchmarks.fuzz
 
 $(VENV)/.installed-bench: $(VENV)/.installed requirements-bench.txt
 	$(UV) -r requirements.txt -r requirements-bench.txt

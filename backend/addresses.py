@@ -1,4 +1,4 @@
-"""Label Studio's guard against calls to private addresses, opened for this backend and nothing else.
+"""Addresses: when two are the same, and Label Studio's guard against private ones, opened for this backend only.
 
 Label Studio 1.23 refuses ML backends and webhooks on private addresses. Its guard can be switched off altogether, or
 its list of forbidden networks can be given by hand (core/utils/io.py, validate_ip): that list minus one network is the
@@ -17,6 +17,11 @@ FORBIDDEN_BY_DEFAULT = (
     "2001:db8::/32", "2002::/16", "fc00::/7", "fe80::/10", "ff00::/8",
 )  # fmt: skip
 """What Label Studio 1.23.2 forbids by itself."""
+
+
+def same_address(one: str, other: str) -> bool:
+    """Whether two addresses are the same but for a closing slash."""
+    return one.rstrip("/") == other.rstrip("/")
 
 
 def forbidden_except(*allowed: str) -> list[str]:

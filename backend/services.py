@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib
 from datetime import UTC, datetime
 from functools import cached_property
+from random import Random
 from threading import Lock
 
 from backend.adapters.backbones import Backbone, load_backbone
@@ -23,10 +25,24 @@ from backend.loop.events import EventHandler
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader
 from backend.loop.ledger import Ledger
+from backend.loop.metrics import MetricsReader, RequestCounts
+from backend.loop.ready import TIMEOUT_S, Readiness, ServiceChecks
 from backend.loop.reconcile import Reconciler
+from backend.loop.retries import Retries
 from backend.loop.score import Predictor
+from backend.loop.shards import Shards
 from backend.loop.status import StatusReader
 from backend.loop.train import Trainer
+from backend.loop.versions import Versions
+
+LOADED_ON_USE = ("label_studio_sdk.label_interface.interface", "lance", "redis", "rq", "safetensors.numpy")
+"""What is imported by those who come to need it, so that commands start at once."""
+
+
+def load_modules() -> None:
+    """Imports all of that now, about two seconds, for a process in which somebody would wait for it later."""
+    for name in LOADED_ON_USE:
+        importlib.import_module(name)
 
 
 class Services:
@@ -40,6 +56,7 @@ class Services:
     def close(self) -> None:
         """Closes all connections."""
         self.label_studio.close()
+        self.probed_label_studio.close()
         self.images.close()
         self.jobs.close()
 
@@ -67,6 +84,7 @@ class Services:
             timeout_s=self.settings.image_timeout_s,
             max_image_bytes=self.settings.max_image_bytes,
             max_image_pixels=self.settings.max_image_pixels,
+            allow_private_addresses=self.settings.allow_private_addresses,
         )
 
     def backbone(self) -> Backbone:
@@ -98,7 +116,13 @@ class Services:
             registry=self.registry,
             batch_size=self.settings.embed_batch_size,
             validation_filter=self.settings.validation_filter,
+            shards=self.shards,
         )
+
+    @cached_property
+    def shards(self) -> Shards:
+        """What large projects are divided into."""
+        return Shards(jobs=self.jobs, registry=self.registry, settings=self.settings)
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -110,6 +134,19 @@ class Services:
             embedder=self.embedder,
             inputs=self.inputs,
             finetuner=self.finetuner,
+            shards=self.shards,
+            versions=self.versions,
+            settings=self.settings,
+            now=lambda: datetime.now(UTC),
+        )
+
+    @cached_property
+    def versions(self) -> Versions:
+        """Use case: list versions, go back to one."""
+        return Versions(
+            label_studio=self.label_studio,
+            jobs=self.jobs,
+            registry=self.registry,
             settings=self.settings,
             now=lambda: datetime.now(UTC),
         )
@@ -170,13 +207,41 @@ class Services:
             registry=self.registry,
             embedder=self.embedder,
             ledger=self.ledger,
+            versions=self.versions,
             keep_versions=self.settings.keep_versions,
         )
 
     @cached_property
+    def retries(self) -> Retries:
+        """Use case: keep what failed, try it again."""
+        return Retries(jobs=self.jobs, random_source=Random())
+
+    @cached_property
     def status(self) -> StatusReader:
         """Use case: say how things are."""
-        return StatusReader(jobs=self.jobs, registry=self.registry, settings=self.settings)
+        return StatusReader(jobs=self.jobs, registry=self.registry, settings=self.settings, retries=self.retries)
+
+    @cached_property
+    def metrics(self) -> MetricsReader:
+        """Use case: the figures for Prometheus."""
+        return MetricsReader(jobs=self.jobs, registry=self.registry, retries=self.retries)
+
+    @cached_property
+    def readiness(self) -> Readiness:
+        """Use case: say whether a label would get through."""
+        checks = ServiceChecks(jobs=self.jobs, registry=self.registry, label_studio=self.probed_label_studio)
+        return Readiness(checks.all())
+
+    @cached_property
+    def probed_label_studio(self) -> LabelStudioClient:
+        """The same Label Studio for a client that gives up soon."""
+        url, token = self.settings.label_studio_url, self.settings.label_studio_token
+        return LabelStudioClient(url, token, timeout_s=TIMEOUT_S, n_retries=0)
+
+    @cached_property
+    def request_counts(self) -> RequestCounts:
+        """The requests this process answered."""
+        return RequestCounts(self.jobs)
 
     @cached_property
     def connector(self) -> Connector:
@@ -200,6 +265,7 @@ class Services:
             load_backbone=self.backbone,
             settings=self.settings,
             webhook_secret=self.webhook_secret,
+            retries=self.retries,
         )
 
     @cached_property

@@ -8,6 +8,7 @@ store a put is whole by itself, nothing can be renamed, and a folder counts as t
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -133,36 +134,38 @@ class LocalFolder(Folder):
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """See `Folder.write`. Raises OSError."""
+        """See `Folder.write`. Raises StorageError."""
         path = self._root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(path)
-        try:
-            _write_durably(beside, content)
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
+        with _translated_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _write_durably(beside, content)
+                beside.replace(path)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
 
     def exists(self, name: str) -> bool:
         """See `Folder.exists`."""
         return (self._root / name).exists()
 
     def create(self, name: str, files: Mapping[str, bytes]) -> None:
-        """See `Folder.create`."""
+        """See `Folder.create`. Raises StorageError, too."""
         folder = self._root / name
-        folder.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(folder)
-        beside.mkdir()
-        try:
-            *others, last = files
-            for other in others:
-                (beside / other).write_bytes(files[other])
-            _write_durably(beside / last, files[last])
-            beside.rename(folder)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
+        with _translated_disk(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            beside.mkdir()
+            try:
+                *others, last = files
+                for other in others:
+                    (beside / other).write_bytes(files[other])
+                _write_durably(beside / last, files[last])
+                beside.rename(folder)
+            except BaseException:
+                shutil.rmtree(beside, ignore_errors=True)
+                raise
 
     def created(self, name: str, last: str) -> list[str]:
         """See `Folder.created`: a renamed folder is complete, whatever it held."""
@@ -337,6 +340,20 @@ class ObjectFolder(Folder):
                 f"{self._address} cannot be {done}: {exc or type(exc).__name__}; check the address in DATA_DIR, the "
                 "store's keys in the environment, and that it is up"
             ) from exc
+
+
+@contextlib.contextmanager
+def _translated_disk(path: Path) -> Iterator[None]:
+    """Turns what a disk refuses into our error; that something is there already is for the caller to judge."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        raise StorageError(
+            f"{path} cannot be written: {exc.strerror or exc}; make room on the disk of DATA_DIR, and see that this "
+            "user may write there"
+        ) from exc
 
 
 def _beside(path: Path) -> Path:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import hmac
-import importlib
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from backend import access
+from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, json_object, tasks_of, text_of
 from backend.choices import parse_labeling_config
 from backend.errors import (
     BackendError,
@@ -21,14 +24,20 @@ from backend.errors import (
     ProjectNotFoundError,
     RedisUnavailableError,
     VersionNotFoundError,
+    VersionUnusableError,
 )
-from backend.loop.connect import PROJECT_HEADER, SECRET_HEADER
-from backend.loop.events import project_id_of
+from backend.loop.connect import PROJECT_HEADER
+from backend.loop.events import LABEL_EVENTS, project_id_of
+from backend.loop.metrics import CONTENT_TYPE
+from backend.loop.versions import pin_as_json
+from backend.machine import settle_memory
+from backend.openapi import description
 from backend.schema import UNTRAINED
-from backend.services import Services
+from backend.server import HEADERS, UNEXPECTED, serve_forever
+from backend.services import Services, load_modules
+from backend.telemetry import flush, flush_regularly, observe_requests
 
 if TYPE_CHECKING:
-    from werkzeug.datastructures import Authorization
     from werkzeug.wrappers import Response as BaseResponse
 
 logger = logging.getLogger(__name__)
@@ -37,6 +46,7 @@ STATUS_OF: Mapping[type[BackendError], int] = {
     BadRequestError: 400,
     ProjectNotFoundError: 404,
     VersionNotFoundError: 404,
+    VersionUnusableError: 409,
     LabelingConfigError: 422,
     RedisUnavailableError: 503,
     LabelStudioUnreachableError: 503,
@@ -48,15 +58,15 @@ MAX_REASON_CHARS = 400
 MODEL_CLASS = "ActiveLearningModel"
 """What /health names: the class in `backend.model`, which is not imported here, for its base class imports torch."""
 
-LOADED_ON_USE = ("label_studio_sdk.label_interface.interface", "lance", "redis", "rq", "safetensors.numpy")
-"""What requests import when they come to it; the first of them would take longer than Label Studio waits for it."""
-
 
 def create_app(services: Services) -> Flask:
     """The WSGI application."""
-    app = Flask("backend")
+    app = Flask("backend", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = services.settings.max_request_bytes
+    app.url_map.merge_slashes = False  # or '//x' is answered by a redirect to whatever host the request names
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.wsgi_app = _with_a_path(app.wsgi_app)  # type: ignore[method-assign]
+    observe_requests(app, services.request_counts)
     app.before_request(lambda: _admit(services))
     app.after_request(_finish)
     app.register_error_handler(BackendError, _refuse)
@@ -64,7 +74,17 @@ def create_app(services: Services) -> Flask:
     app.register_error_handler(Exception, _fail)
     _add_ml_protocol(app, services)
     _add_api(app, services)
+    _add_versions(app, services)
     return app
+
+
+def _with_a_path(application: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for requests without a path, which Flask would answer by a redirect to whatever host they name."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        return application({**environ, "PATH_INFO": environ.get("PATH_INFO") or "/"}, start_response)
+
+    return answer
 
 
 # -- Label Studio's ML protocol ---------------------------------------------------------------------------------------
@@ -75,12 +95,12 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
         return jsonify({"status": "UP", "model_class": MODEL_CLASS})
 
     def setup() -> Response:
-        body = _body()
-        label_config = _text(body, "schema")
+        body = json_object(request)
+        label_config = text_of(body, "schema", request.path, at_most=MAX_CONFIG_CHARS)
         uid = body.get("project")
         project_id = project_id_of(uid)
         parse_labeling_config(label_config)
-        hostname = _text(body, "hostname", "")
+        hostname = _hostname(body.get("hostname"))
         created = _created_seconds(uid)
         if created is not None:
             # Requested before it is registered: without Redis it stays news, and the next setup asks again.
@@ -90,37 +110,38 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
         return jsonify({"model_version": services.registry.published(project_id) or UNTRAINED})
 
     def predict() -> Response:
-        body = _body()
-        tasks = _tasks(body)
+        body = json_object(request)
+        tasks = tasks_of(body, request.path, at_most=services.settings.max_tasks_per_request)
         project = body.get("project") or (tasks[0].get("project") if tasks else None)
         project_id = project_id_of(project)
-        results = services.predictor.predict(project_id, _text(body, "label_config", ""), tasks)
+        label_config = text_of(body, "label_config", request.path, at_most=MAX_CONFIG_CHARS, default="")
+        results = services.predictor.predict(project_id, label_config, tasks)
         return jsonify({"results": results, "model_version": services.registry.published(project_id) or UNTRAINED})
 
     def webhook() -> tuple[Response, int]:
-        body = _body()
-        event = _text(body, "action")
+        body = json_object(request)
+        event = text_of(body, "action", request.path, at_most=MAX_NAME_CHARS)
         project_ids = _projects_of_event(body, services)
+        longest = _longest_wait(project_ids, services) if event in LABEL_EVENTS else 0.0
         answers = [(project_id, services.events.handle(project_id, event, body)) for project_id in project_ids]
         logger.info("webhook action=%s projects=%s", event, ",".join(map(str, project_ids)) or "-")
         waits = [(project_id, answer["ticket"]) for project_id, answer in answers if "ticket" in answer]
-        longest = services.settings.publish_wait_s
-        if longest > 0 and len(waits) == 1 and event != "START_TRAINING":
+        if longest > 0 and waits:
             started = time.monotonic()
             in_time = services.jobs.wait_for_retrain(*waits[0], timeout_s=longest)
             services.jobs.observe("webhook", {"answered" if in_time else "gave_up": time.monotonic() - started})
         return jsonify(answers[0][1] if len(answers) == 1 else {}), 201
 
     def job_status() -> tuple[Response, int]:
-        body = _body() if request.method == "POST" else request.args
-        status = services.jobs.job_status(_text(body, "job"))
+        body = json_object(request) if request.method == "POST" else request.args
+        status = services.jobs.job_status(text_of(body, "job", request.path, at_most=MAX_NAME_CHARS))
         if status is None:
             return jsonify({"job_status": "removed"}), 410
         return jsonify(status), 200
 
     def versions() -> Response:
-        body = request.get_json(silent=True)
-        raw = request.args.get("project") or (body.get("project") if isinstance(body, dict) else None)
+        body = json_object(request, optional=True) if request.method == "POST" else {}
+        raw = request.args.get("project") or body.get("project")
         return jsonify({"versions": services.status.versions(project_id_of(raw) if raw else None)})
 
     app.add_url_rule("/health", view_func=health)
@@ -131,10 +152,40 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
     app.add_url_rule("/versions", view_func=versions, methods=["GET", "POST"])
 
 
+def _longest_wait(project_ids: Sequence[int], services: Services) -> float:
+    """How long the answer to a label may wait for its version, in seconds.
+
+    Half as long when a label of somebody else is being learned: then ours comes after the one under way, and people who
+    label together wait for each other already.
+    """
+    longest = services.settings.publish_wait_s
+    if longest <= 0 or len(project_ids) != 1:
+        return 0.0
+    return longest if services.jobs.training(project_ids[0]) == "idle" else longest / 2
+
+
 def _created_seconds(uid: object) -> int | None:
-    """The creation time that Label Studio writes behind the project's id, as in '3.1763721234'."""
-    text = str(uid).partition(".")[2]
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 12 else None
+    """The creation time that Label Studio writes behind the project's id, as in '3.1763721234'.
+
+    With another time it counts as another project, and what was kept is set aside: nothing else may pass for one.
+    """
+    text = uid.partition(".")[2] if isinstance(uid, str) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) in (10, 11) else None
+
+
+def _hostname(raw: object) -> str:
+    """The address by which Label Studio says it knows itself; '' for anything that is no plain web address.
+
+    People follow it: links to tasks begin with it.
+    """
+    if not isinstance(raw, str) or len(raw) > 500 or not (raw.isascii() and raw.isprintable()):
+        return ""
+    try:
+        parts = urlsplit(raw)
+        plain = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        return ""
+    return raw if plain and not (parts.query or parts.fragment or set(raw) & set(" \\\"'<>")) else ""
 
 
 def _projects_of_event(body: Mapping[str, Any], services: Services) -> list[int]:
@@ -159,6 +210,7 @@ def _add_api(app: Flask, services: Services) -> None:
                 "service": "active-learning backend for Label Studio",
                 "projects": {str(number): f"/api/projects/{number}/status" for number in known},
                 "metrics": "/metrics",
+                "ready": "/ready",
             }
         )
 
@@ -166,86 +218,76 @@ def _add_api(app: Flask, services: Services) -> None:
         return jsonify(services.status.project(project_id))
 
     def metrics() -> Response:
-        return Response(services.status.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        flush(services.request_counts)
+        return Response(services.metrics.text(), content_type=CONTENT_TYPE)
+
+    def ready() -> tuple[Response, int]:
+        report = services.readiness.report()
+        answer: dict[str, Any] = {"status": "ready" if report.ready else "not ready"}
+        if g.known:  # strangers are told no more than that
+            answer["checks"] = {name: asdict(finding) for name, finding in report.findings.items()}
+        return jsonify(answer), 200 if report.ready else 503
+
+    def openapi() -> Response:
+        return jsonify(description(services.settings))
 
     app.add_url_rule("/", view_func=index)
     app.add_url_rule("/api/projects/<int:project_id>/status", view_func=status)
     app.add_url_rule("/metrics", view_func=metrics)
+    app.add_url_rule("/ready", view_func=ready)
+    app.add_url_rule("/openapi.json", view_func=openapi)
+
+
+# -- versions ---------------------------------------------------------------------------------------------------------
+
+
+def _add_versions(app: Flask, services: Services) -> None:
+    def listed(project_id: int) -> Response:
+        return jsonify({"versions": services.versions.listed(project_id)})
+
+    def described(project_id: int, name: str) -> Response:
+        return jsonify(services.versions.described(project_id, name))
+
+    def pin(project_id: int) -> tuple[Response, int]:
+        # A form of another site can send a person's password along, but no JSON.
+        if not request.is_json:
+            raise BadRequestError(f'{request.path} expects Content-Type: application/json and {{"version": "v0012-…"}}')
+        name = text_of(json_object(request), "version", request.path, at_most=MAX_NAME_CHARS)
+        pinned, _ = services.versions.use(project_id, name, by="API")
+        return jsonify({"pinned": pin_as_json(pinned)}), 202
+
+    def release(project_id: int) -> tuple[Response, int]:
+        services.versions.release(project_id)
+        return jsonify({"pinned": None}), 202
+
+    app.add_url_rule("/api/projects/<int:project_id>/versions", view_func=listed)
+    app.add_url_rule("/api/projects/<int:project_id>/versions/<name>", view_func=described)
+    app.add_url_rule("/api/projects/<int:project_id>/pin", view_func=pin, methods=["POST"])
+    app.add_url_rule("/api/projects/<int:project_id>/pin", view_func=release, methods=["DELETE"])
 
 
 # -- who may ----------------------------------------------------------------------------------------------------------
 
 
 def _admit(services: Services) -> BaseResponse | None:
-    """Lets a request in with Basic auth or, for the webhook, with its secret header; /health also without either."""
+    """Turns away who may not enter; `g.known`: whether who asks has shown that they may know."""
     g.started = time.monotonic()
-    password = services.settings.backend_password
-    if not password or request.method == "OPTIONS":
+    g.known = access.is_known(request, services.settings)
+    if access.may_enter(request, services.settings, services.webhook_secret):
         return None
-    if request.path == "/webhook" and _same(request.headers.get(SECRET_HEADER, ""), services.webhook_secret):
-        return None
-    given = _authorization()
-    if given is None and "Authorization" not in request.headers and request.path == "/health":
-        return None
-    if given is not None and given.type == "basic":
-        right_user = _same(given.username or "", services.settings.backend_user)
-        right_password = _same(given.password or "", password)
-        if right_user and right_password:
-            return None
-    answer = _answer(401, "wrong or missing credentials; give BACKEND_USER and BACKEND_PASSWORD as Basic auth")
+    answer = _answer(401, access.refusal(request, services.settings))
     answer.headers["WWW-Authenticate"] = 'Basic realm="active learning", charset="UTF-8"'
     return answer
 
 
-def _authorization() -> Authorization | None:
-    try:
-        return request.authorization
-    except ValueError:  # bytes beyond ASCII where base64 should be
-        return None
-
-
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode()) and bool(expected)
-
-
-# -- bodies and answers -----------------------------------------------------------------------------------------------
-
-
-def _body() -> Mapping[str, Any]:
-    try:
-        body = request.get_json(force=True, silent=True)
-    except RecursionError:
-        raise BadRequestError(f"{request.path} expects a JSON object that is not nested thousands of times") from None
-    if not isinstance(body, dict):
-        raise BadRequestError(f"{request.path} expects a JSON object in the body")
-    return body
-
-
-def _text(body: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    value = body.get(name)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        raise BadRequestError(f"{request.path} expects a text in {name!r}, not {type(value).__name__}")
-    return value
-
-
-def _tasks(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    tasks = body.get("tasks")
-    if not isinstance(tasks, list):
-        raise BadRequestError(f"{request.path} expects a list of tasks in 'tasks', not {type(tasks).__name__}")
-    for position, task in enumerate(tasks):
-        number = task.get("id") if isinstance(task, dict) else None
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**63:
-            raise BadRequestError(f"tasks[{position}] has no whole number in 'id'; expected Label Studio's task JSON")
-    return tasks
+# -- answers ----------------------------------------------------------------------------------------------------------
 
 
 def _answer(status: int, sentence: str) -> Response:
     """An error as JSON, and as the reason phrase: Label Studio shows only that to the person who connects us."""
     answer = jsonify({"error": sentence})
-    reason = " ".join(sentence.split()).encode("ascii", "replace").decode()[:MAX_REASON_CHARS]
-    answer.status = f"{status} {reason}"
+    line = "".join(character if " " <= character <= "~" else "?" for character in " ".join(sentence.split()))
+    answer.status = f"{status} {line[:MAX_REASON_CHARS]}"
     return answer
 
 
@@ -265,13 +307,15 @@ def _refuse_http(exc: HTTPException) -> BaseResponse:
 
 def _fail(exc: Exception) -> Response:
     logger.exception("%s %s failed", request.method, request.path, exc_info=exc)
-    return _answer(500, "an unexpected error; the web service's log has the details")
+    return _answer(500, UNEXPECTED)
 
 
 def _finish(answer: Response) -> Response:
-    answer.headers["X-Backend"] = "active-learning"
+    answer.headers.update(HEADERS)
     took = time.monotonic() - g.get("started", time.monotonic())
-    logger.debug("%s %s %d %.3fs", request.method, request.path, answer.status_code, took)
+    logger.debug(
+        "answered method=%s path=%s status=%d took=%.3fs", request.method, request.path, answer.status_code, took
+    )
     return answer
 
 
@@ -283,38 +327,22 @@ def warm_up(services: Services) -> None:
 
     In each web process itself and not before the fork: Lance must not be forked once it was used.
     """
-    for name in LOADED_ON_USE:
-        importlib.import_module(name)
+    load_modules()
     services.predictor.warm_up()
+    settle_memory()
 
 
 def serve(services: Services) -> None:
-    """Runs the service under gunicorn until it is stopped."""
-    from gunicorn.app.base import BaseApplication
-
+    """Runs the service under gunicorn until it is stopped. Raises SettingsError rather than let anybody in unasked."""
     settings = services.settings
 
-    class Server(BaseApplication):  # type: ignore[misc]
-        def load_config(self) -> None:
-            options: dict[str, Any] = {
-                "bind": settings.bind,
-                "workers": settings.web_workers,
-                "worker_class": "gthread",
-                "threads": settings.web_threads,
-                "timeout": 120,
-                "graceful_timeout": 5,
-                "proc_name": "active-learning-web",
-                "loglevel": settings.log_level.lower(),
-                "accesslog": None,
-                "control_socket_disable": True,
-            }
-            for name, value in options.items():
-                self.cfg.set(name, value)
+    def load() -> Callable[..., Any]:
+        warm_up(services)
+        counting = (services.request_counts, threading.Event())
+        threading.Thread(target=flush_regularly, args=counting, name="count-requests", daemon=True).start()
+        return create_app(services)
 
-        def load(self) -> Callable[..., Any]:
-            warm_up(services)
-            return create_app(services)
-
+    access.check_exposure(settings)
     if not settings.backend_password:
         logger.warning("BACKEND_PASSWORD is empty: anybody who reaches %s may use this service", settings.bind)
-    Server().run()
+    serve_forever(settings, load, on_exit=lambda: flush(services.request_counts))

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from multiprocessing.process import BaseProcess
@@ -22,17 +23,17 @@ from typing import Any, TypeVar
 
 from rq.worker import SimpleWorker
 
-from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES, WORKER_TTL_S, Abandoned, Jobs
+from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES, RETRAIN_QUEUE, WORKER_TTL_S, Abandoned, Jobs
 from backend.config import Settings
-from backend.errors import BackendError, ProjectNotFoundError, RedisUnavailableError
-from backend.logs import configure_logging
+from backend.errors import BackendError, ProjectBusyError, ProjectNotFoundError, RedisUnavailableError
+from backend.logs import configure_logging, log_context
 from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
-from backend.loop.status import FINETUNING_OBSTACLE, LAST_ERROR
-from backend.machine import limit_threads, n_usable_cores
+from backend.loop.status import FINETUNING_OBSTACLE
+from backend.machine import limit_threads, n_usable_cores, release_memory, settle_memory
 from backend.model import RETRAIN, ActiveLearningModel, services_from_environment
 from backend.schema import Task
-from backend.services import Services
+from backend.services import Services, load_modules
 
 logger = logging.getLogger(__name__)
 
@@ -40,22 +41,44 @@ Answer = TypeVar("Answer")
 
 _services: ContextVar[Services] = ContextVar("services")
 
+JOBS = frozenset(
+    f"backend.worker.{name}"
+    for name in (
+        "retrain", "evaluate", "plan_embedding", "embed_batch", "search", "finetune", "reconcile", "prune",
+    )
+)  # fmt: skip
+"""What a job may call. rq imports and calls whatever a job names: who can write to Redis could run anything."""
+
+REDIS_PAUSE_S = 2.0
+"""Pause between two looks whether a Redis that went away is back."""
+
 
 class WarmWorker(SimpleWorker):  # type: ignore[misc]
-    """An rq worker whose jobs find the services of this process."""
+    """An rq worker whose jobs find the services of this process.
+
+    was_stopped: somebody told it to stop; else it ended because all was done, or because Redis failed it.
+    """
+
+    max_connection_wait_time = REDIS_PAUSE_S  # rq's own is a minute, which a label would wait after Redis is back
 
     def __init__(self, services: Services, queue_names: Sequence[str] = QUEUES, **kwargs: Any) -> None:
         from rq.serializers import JSONSerializer
 
         self._services = services
+        self._listens = RETRAIN_QUEUE in queue_names
+        self.was_stopped = False
         jobs = services.jobs
         super().__init__(jobs.queues(queue_names), connection=jobs.redis, serializer=JSONSerializer, **kwargs)
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
-        """Works until told to stop; meanwhile a thread says that it lives, and takes up what dead workers left."""
-        self._services.jobs.stay_alive(self.name)  # before the first job
+        """Works until told to stop; meanwhile a thread says that it lives, and takes up what dead workers left.
+
+        Returns too when Redis fails in the middle of a job; then all should be asked for again.
+        """
+        self._services.jobs.stay_alive(self.name, listens=self._listens)  # before the first job
         stop = threading.Event()
-        thread = threading.Thread(target=_stay_alive, args=(self._services.jobs, self.name, stop), daemon=True)
+        arguments = self._services, self.name, self._listens, stop
+        thread = threading.Thread(target=_stay_alive, args=arguments, daemon=True)
         thread.start()
         try:
             return bool(super().work(*args, **kwargs))
@@ -63,43 +86,90 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
             stop.set()
             thread.join()
 
-    def perform_job(self, *args: Any, **kwargs: Any) -> bool:
-        """Runs one job with the services at hand."""
+    def request_stop(self, signum: Any, frame: Any) -> None:
+        """Ends after the job at hand, or at once when there is none or Redis is away."""
+        from redis.exceptions import RedisError
+        from rq.exceptions import StopRequested
+
+        self.was_stopped = True
+        try:
+            super().request_stop(signum, frame)
+        except RedisError as exc:
+            raise StopRequested from exc
+
+    def subscribe(self) -> None:
+        """Takes no commands over Redis: nothing sends any, and whoever can write to Redis must not stop workers."""
+
+    def teardown(self) -> None:
+        """Signs off; from a Redis that is away the name goes by itself."""
+        from redis.exceptions import RedisError
+
+        try:
+            super().teardown()
+        except RedisError as exc:
+            logger.debug("worker=%s not signed off: %s", self.name, exc)
+
+    def perform_job(self, job: Any, queue: Any, *args: Any) -> bool:
+        """Runs one job with the services at hand; one that is not ours is deleted."""
+        if not is_own(job):
+            logger.error("refused job=%s: it is none of this service's; see who else writes to this Redis", job.id)
+            job.delete()
+            return False
         token = _services.set(self._services)
         try:
-            return bool(super().perform_job(*args, **kwargs))
+            with log_context(project=job.args[0], job=job.id):
+                return bool(super().perform_job(job, queue, *args))
         finally:
             _services.reset(token)
+            if queue.name != RETRAIN_QUEUE:  # after which evaluation follows, and needs the same memory
+                release_memory()
 
 
-def _stay_alive(jobs: Jobs, worker: str, stop: threading.Event) -> None:
+def is_own(job: Any) -> bool:
+    """Whether an rq job calls one of `JOBS`, and nothing else before or after it."""
+    try:
+        name = job.func_name
+    except Exception:  # what is not as `Jobs` writes it; rq raises a type of its own
+        return False
+    others = (job._success_callback_name, job._failure_callback_name, job._stopped_callback_name)
+    return name in JOBS and not any(others) and not getattr(job, "webhooks", None)
+
+
+def _stay_alive(services: Services, worker: str, listens: bool, stop: threading.Event) -> None:
+    jobs, is_away = services.jobs, False
     suspects: set[tuple[str, str]] = set()
     while not stop.wait(WORKER_TTL_S / 3):
         try:
-            jobs.stay_alive(worker)
+            was_emptied = jobs.stay_alive(worker, listens=listens)
+            if is_away or was_emptied:
+                logger.warning("Redis %s: everything is asked for again", "was emptied" if was_emptied else "is back")
+                is_away = False
+                _recover(services)
             # Seen twice: after Redis was away all workers seem dead, until they have spoken again.
             abandoned = jobs.abandoned()
             for queue, entry in abandoned & suspects:
-                _tell(jobs, jobs.take_up(queue, entry))
+                _tell(services, jobs.take_up(queue, entry))
             suspects = abandoned
-        except BackendError as exc:
-            logger.warning("not said to be alive worker=%s: %s", worker, exc)
+        except (BackendError, OSError) as exc:
+            if not is_away:
+                logger.error("%s; this worker waits for it", exc)
+            is_away = True
     try:
         jobs.leave(worker)
     except BackendError as exc:  # it is forgotten by itself
         logger.warning("worker=%s not signed off: %s", worker, exc)
 
 
-def _tell(jobs: Jobs, job: Abandoned | None) -> None:
+def _tell(services: Services, job: Abandoned | None) -> None:
     if job is None:
         return
     if not job.given_up:
-        logger.warning("taken up project=%d work=%s: its worker died", job.project_id, job.work)
+        logger.warning("taken up project=%d work=%s: the worker that began it is gone", job.project_id, job.work)
         return
     sentence = f"{job.work} was given up: {job.n_times} workers died of it; see their logs, and the machine's memory"
-    logger.error("project=%d: %s", job.project_id, sentence)
-    jobs.set_note(job.project_id, LAST_ERROR, sentence)
-    jobs.count("jobs_failed")
+    logger.error("given up project=%d work=%s: %s", job.project_id, job.work, sentence)
+    services.retries.given_up(job.project_id, job.work, sentence, job.n_times)
+    services.jobs.count(f"jobs {job.work} given_up")
 
 
 # -- what the queue names ---------------------------------------------------------------------------------------------
@@ -107,12 +177,16 @@ def _tell(jobs: Jobs, job: Abandoned | None) -> None:
 
 def retrain(project_id: int) -> str | None:
     """Job: train and publish the next version, if anything changed; the name of the published one."""
-    return _run(project_id, lambda services: _fit(services, project_id))
+    return _run(project_id, "retrain", lambda services: _fit(services, project_id))
 
 
-def _fit(services: Services, project_id: int) -> str:
-    answer = ActiveLearningModel(project_id, services=services).fit(RETRAIN)
-    services.jobs.set_note(project_id, LAST_ERROR, None)
+def _fit(services: Services, project_id: int) -> str | None:
+    try:
+        answer = ActiveLearningModel(project_id, services=services).fit(RETRAIN)
+    except ProjectBusyError as exc:  # behind what waits by now, for the other one may take long
+        logger.info("%s", exc)
+        services.jobs.request_retrain(project_id)
+        return None
     return str(answer["model_version"])
 
 
@@ -126,18 +200,23 @@ def evaluate(project_id: int) -> str | None:
         services.trainer.anticipate(project_id)
         return record.version
 
-    return _run(project_id, work)
+    return _run(project_id, "evaluate", work)
 
 
 def plan_embedding(project_id: int) -> int | None:
     """Job: queue what is not embedded yet; how many images that is."""
-    return _run(project_id, lambda services: services.embedder.plan(project_id))
+    return _run(project_id, "plan_embedding", lambda services: services.embedder.plan(project_id))
 
 
 def embed_batch(project_id: int, tasks: list[tuple[int, str | None]]) -> None:
     """Job: embed some tasks, given as [id, image reference]."""
     batch = [Task(int(task_id), image) for task_id, image in tasks]
-    _run(project_id, lambda services: services.embedder.embed_batch(project_id, batch))
+    _run(project_id, "embed_batch", lambda services: services.embedder.embed_batch(project_id, batch))
+
+
+def search(project_id: int, shard: int) -> bool | None:
+    """Job: search one shard of a large project for images worth a label; False if a label interrupted it."""
+    return _run(project_id, f"search-{shard}", lambda services: services.embedder.search(project_id, shard))
 
 
 def finetune(project_id: int) -> str | None:
@@ -147,44 +226,44 @@ def finetune(project_id: int) -> str | None:
         record = services.finetuner.finetune(project_id)
         return record.outcome if record else None
 
-    return _run(project_id, work)
+    return _run(project_id, "finetune", work)
 
 
 def reconcile(project_id: int) -> bool | None:
     """Job: compare with Label Studio; whether anything had changed."""
-    return _run(project_id, lambda services: services.reconciler.reconcile(project_id))
+    return _run(project_id, "reconcile", lambda services: services.reconciler.reconcile(project_id))
 
 
 def prune(project_id: int) -> None:
     """Job: delete old versions and their predictions."""
-    _run(project_id, lambda services: services.reconciler.prune(project_id))
+    _run(project_id, "prune", lambda services: services.reconciler.prune(project_id))
 
 
-def _run(project_id: int, work: Callable[[Services], Answer]) -> Answer | None:
-    """Does the work; a failure is kept for the status, and the next reconciliation asks for everything again.
+def _run(project_id: int, name: str, work: Callable[[Services], Answer]) -> Answer | None:
+    """Does the work; a failure is kept for the status and tried again, see `backend.loop.retries`.
 
-    A project that is gone from Label Studio is set aside; that is no failure, and None.
+    The next reconciliation asks for everything again besides. A project that is gone from Label Studio is set aside;
+    that is no failure, and None.
     """
     services = _services.get(None) or services_from_environment()
-    jobs = services.jobs
+    jobs, kind = services.jobs, name.partition("-")[0]
     try:
         answer = work(services)
     except ProjectNotFoundError as exc:
         logger.warning("project=%d is gone: %s", project_id, exc)
         services.registry.forget(project_id)
+        services.retries.forget(project_id)
         return None
     except Exception as exc:
-        expected = isinstance(exc, BackendError)
-        sentence = str(exc) if expected else f"{type(exc).__name__}: {exc}"
-        logger.error("job failed project=%d: %s", project_id, sentence, exc_info=None if expected else exc)
         try:
-            jobs.set_note(project_id, LAST_ERROR, sentence)
+            services.retries.failed(project_id, name, exc)
             jobs.set_note(project_id, MARK, None)
-            jobs.count("jobs_failed")
+            jobs.count(f"jobs {kind} failed")
         except RedisUnavailableError as second:
-            logger.error("failure not kept: %s", second)
+            logger.error("failure not kept project=%d work=%s: %s (%s)", project_id, name, exc, second)
         raise
-    jobs.count("jobs_done")
+    services.retries.succeeded(project_id, name)
+    jobs.count(f"jobs {kind} done")
     return answer
 
 
@@ -196,7 +275,9 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
     jobs = services.jobs
     jobs.ping()
     backbone = services.backbone()
+    load_modules()
     limit_threads(n_usable_cores())
+    settle_memory()
     logger.info(
         "backbone name=%s weights=%s fingerprint=%s", backbone.name, backbone.weights_source, backbone.fingerprint
     )
@@ -209,21 +290,75 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
     timer = threading.Thread(
         target=_reconcile_regularly, args=(services, finetuning, stop), name="reconcile", daemon=True
     )
+    retries = threading.Thread(target=services.retries.request_due_regularly, args=(stop,), name="retries", daemon=True)
     timer.start()
+    retries.start()
     try:
         _work(services, QUEUES, burst=burst)
     finally:
         stop.set()
         timer.join(timeout=5)
+        retries.join(timeout=5)
         if finetuning is not None:
             finetuning.stop()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _work(services: Services, queue_names: Sequence[str], *, burst: bool = False) -> None:
-    # A failed job is logged by `_run`, in one line with the project's id; rq would add a traceback for each.
-    logging.getLogger("rq.worker").addFilter(lambda record: "exception raised while executing" not in record.msg)
-    WarmWorker(services, queue_names).work(burst=burst, logging_level="WARNING", with_scheduler=False)
+    """Works until told to stop, or in a burst until nothing is left; what a Redis that fails ends is begun again."""
+    from redis.exceptions import RedisError
+    from rq.exceptions import StopRequested
+
+    logging.getLogger("rq.worker").addFilter(_says_more_than_we_do)
+    while True:
+        worker = WarmWorker(services, queue_names)
+        try:
+            worker.work(burst=burst, logging_level="WARNING", with_scheduler=False)
+        except (RedisUnavailableError, RedisError) as exc:
+            logger.warning("%s", exc)
+        except StopRequested:  # by a signal that came while it signed off
+            return
+        try:
+            if burst or worker.was_stopped or not _await_redis(services.jobs, worker):
+                return
+            logger.warning("the work was cut off; everything is asked for again")
+            if RETRAIN_QUEUE in queue_names:
+                _recover(services)
+        except StopRequested:
+            return
+        except RedisUnavailableError as exc:
+            logger.warning("%s", exc)
+
+
+def _await_redis(jobs: Jobs, worker: WarmWorker) -> bool:
+    """Returns after a pause, once Redis answers; False if the worker was stopped before. Its absence is logged once."""
+    is_told = False
+    while True:
+        time.sleep(REDIS_PAUSE_S)
+        if worker.was_stopped:
+            return False
+        try:
+            jobs.ping()
+        except RedisUnavailableError as exc:
+            if not is_told:
+                logger.error("%s; this worker waits for it", exc)
+            is_told = True
+        else:
+            return True
+
+
+def _says_more_than_we_do(record: logging.LogRecord) -> bool:
+    """Whether a line of rq's tells what ours do not.
+
+    A failed job is logged by `_run`, in one line with the project's id, and that Redis is away by `_stay_alive`; rq
+    would add a traceback for each, and a line for every try to reach it.
+    """
+    from redis.exceptions import RedisError
+
+    told = "exception raised while executing", "failed to persist failure", "could not connect to Redis"
+    if any(words in str(record.msg) for words in told):
+        return False
+    return not (record.exc_info and isinstance(record.exc_info[1], RedisError))
 
 
 class FinetuningProcess:
@@ -255,7 +390,7 @@ class FinetuningProcess:
 
 def work_on_finetuning(settings: Settings) -> None:
     """What the process does, until the worker that started it is gone."""
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format, settings.secrets())
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="end-with-worker", daemon=True).start()
@@ -287,6 +422,7 @@ def _recover(services: Services) -> None:
         services.jobs.set_note(project_id, MARK, None)
         services.jobs.request_reconciliation(project_id, renew=True)  # asks for embedding, and keeps a new mark
         services.jobs.request_retrain(project_id, renew=True)
+        services.jobs.request_evaluation(project_id)
 
 
 def _reconcile_regularly(services: Services, finetuning: FinetuningProcess | None, stop: threading.Event) -> None:

@@ -196,12 +196,13 @@ def redis(folder: Path) -> Iterator[int]:
 
 
 @contextmanager
-def label_studio(folder: Path, projects: Mapping[int, int]) -> Iterator[str]:
-    """The address of a stand-in with these projects, id → number of tasks."""
+def label_studio(folder: Path, projects: Mapping[int, int], refused: Sequence[int] = ()) -> Iterator[str]:
+    """The address of a stand-in with these projects, id → number of tasks; for those `refused` it answers 400."""
     port, log = free_port(), folder / "stand-in.log"
     pairs = [f"{project_id}:{n_tasks}" for project_id, n_tasks in projects.items()]
+    command = [sys.executable, "-m", "benchmarks.stand_in", "--port", str(port), "--projects", *pairs]
     url = f"http://{HOST}:{port}"
-    with running([sys.executable, "-m", "benchmarks.stand_in", "--port", str(port), "--projects", *pairs], log):
+    with running([*command, "--refused", *map(str, refused)], log):
         first = next(iter(projects))
         await_true(lambda: httpx.get(f"{url}/api/projects/{first}/").is_success, "the stand-in answers", log)
         yield url
@@ -248,7 +249,7 @@ class Service:
 
     def __init__(self, folder: Path, redis_port: int, label_studio_url: str, **settings: str) -> None:
         self._folder = folder
-        port = free_port()
+        self.port = port = free_port()
         self.url = f"http://{HOST}:{port}"
         self.redis_port = redis_port
         self.label_studio_url = label_studio_url
@@ -290,6 +291,10 @@ class Service:
     def worker_process(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """The worker, just started."""
         return running([sys.executable, "-m", "backend", "worker"], self._folder / "worker.log", self._environment)
+
+    def log(self, name: str) -> str:
+        """What the `web` service or the `worker` has logged."""
+        return (self._folder / f"{name}.log").read_text(errors="replace")
 
     def labels_known(self, project_id: int) -> int:
         """Labels in the published version; 0 before the first."""

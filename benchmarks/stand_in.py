@@ -16,8 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from PIL import Image
 
 CREATED_AT = "2026-01-01T00:00:00.000000Z"
 CREATED = 1767225600
@@ -31,6 +34,16 @@ LABEL_CONFIG = (
 )
 
 Json = dict[str, Any]
+
+
+def _picture() -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PICTURE = _picture()
+"""The image of every task."""
 
 
 def image_reference(task_id: int) -> str:
@@ -124,24 +137,27 @@ class Project:
         ]
 
     def tasks(self, query: Json, page: int, page_size: int) -> Json:
-        """A page of tasks, of those with annotations when filters are given."""
+        """Tasks after an id, the one that changed last, or a page of those with annotations: what the service asks."""
         first = (page - 1) * page_size
-        if "ordering" in query:
-            found: list[Json] = [{"id": self.latest[0], "updated_at": self.latest[1]}]
+        ordering = query.get("ordering")
+        if ordering == ["tasks:id"]:
+            (later,) = query["filters"]["items"]
+            ids = range(later["value"] + 1, min(later["value"] + page_size, self.n_tasks) + 1)
+            found: list[Json] = [{"id": task_id, "data": {"image": image_reference(task_id)}} for task_id in ids]
             return {"tasks": found, "total": self.n_tasks}
-        if "filters" in query:
-            labeled = self.labeled_tasks()
-            return {"tasks": labeled[first : first + page_size], "total": len(labeled)}
-        ids = range(first + 1, min(first + page_size, self.n_tasks) + 1)
-        found = [{"id": task_id, "data": {"image": image_reference(task_id)}} for task_id in ids]
-        return {"tasks": found, "total": self.n_tasks}
+        if ordering:
+            found = [{"id": self.latest[0], "updated_at": self.latest[1]}]
+            return {"tasks": found, "total": self.n_tasks}
+        labeled = self.labeled_tasks()
+        return {"tasks": labeled[first : first + page_size], "total": len(labeled)}
 
 
 class StandIn:
     """The projects, and what each route does with them."""
 
-    def __init__(self, projects: Sequence[Project]) -> None:
+    def __init__(self, projects: Sequence[Project], refused: Sequence[int] = ()) -> None:
         self._projects = {project.id: project for project in projects}
+        self._refused = frozenset(refused)
         self._guard = threading.Lock()
         self._routes: list[tuple[str, str, Callable[[Project, Json, Any], tuple[int, Any]]]] = [
             ("GET", r"/api/projects/(\d+)/", lambda project, query, body: (200, project.facts())),
@@ -158,6 +174,8 @@ class StandIn:
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         with self._guard:
             try:
+                if (method, parts.path) == ("GET", "/api/current-user/whoami"):
+                    return 200, {"id": 1, "email": "made-up@example.org"}
                 if (method, parts.path) == ("POST", "/submit"):
                     return 201, self._projects[int(body["project"])].submit(int(body["task"]), str(body["label"]))
                 if (method, parts.path) == ("GET", "/api/tasks/"):
@@ -169,6 +187,10 @@ class StandIn:
                     return self._import_predictions(project, {}, [body])
                 for known, pattern, act in self._routes:
                     match = re.fullmatch(pattern, parts.path)
+                    if match and int(match.group(1)) in self._refused:
+                        return 400, {"detail": "every request about this project is refused"}
+                    if match and int(match.group(1)) not in self._projects:
+                        return 404, {"detail": "No Project matches the given query."}
                     if match and known == method:
                         return act(self._projects[int(match.group(1))], query, body)
             except (KeyError, ValueError, TypeError) as exc:
@@ -207,10 +229,13 @@ def serve(stand_in: StandIn, port: int) -> ThreadingHTTPServer:
         def _respond(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             raw = self.rfile.read(length)
-            status, answer = stand_in.answer(self.command, self.path, json.loads(raw) if raw else None)
-            content = json.dumps(answer).encode()
+            if self.path.startswith("/data/"):
+                status, content, kind = 200, PICTURE, "image/png"
+            else:
+                status, answer = stand_in.answer(self.command, self.path, json.loads(raw) if raw else None)
+                content, kind = json.dumps(answer).encode(), "application/json"
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -232,9 +257,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--projects", nargs="+", required=True, help="project id:number of tasks")
+    parser.add_argument("--refused", nargs="*", type=int, default=[], help="ids of projects it answers for with 400")
     arguments = parser.parse_args(argv)
     projects = [Project(*map(int, text.split(":"))) for text in arguments.projects]
-    serve(StandIn(projects), arguments.port).serve_forever()
+    serve(StandIn(projects, arguments.refused), arguments.port).serve_forever()
 
 
 if __name__ == "__main__":

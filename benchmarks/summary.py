@@ -160,6 +160,29 @@ def kcenter(result: Result) -> Iterator[Figure]:
                 yield Figure(f"{name}, covering radius / ours", row["radius_to_ours"], 0.999, True)
 
 
+def scaling(result: Result) -> Iterator[Figure]:
+    """A project in shards."""
+    for size, row in result.get("shards", {}).items():
+        name = f"{int(size):,} images in shards"
+        yield Figure(f"{name}: search of one, s", row["search of a shard, by a head, s"])
+        yield Figure(f"{name}: round, s", row["next round, s"])
+        yield Figure(f"{name}: worker's peak memory, MB", row["peak memory, MB"])
+        what = "first batch: covering radius / at once"
+        yield Figure(f"{name}, {what}", row[what], 4)
+        what = "30 most useful in the working set, later"
+        yield Figure(f"{name}, {what}", row[what])
+
+
+def fuzz(result: Result) -> Iterator[Figure]:
+    """Malformed requests."""
+    yield Figure("malformed requests sent", result["requests"], 20_000, True)
+    yield Figure("malformed requests: faults (5xx, hang, no sentence, growth, …)", result["n_faults"], 0)
+    yield Figure("malformed requests: slowest answer, s", result["slowest_s"])
+    yield Figure("malformed requests: growth of a web process, kB", result["max_growth_kb"], 24 * 1024)
+    what = f"/health beside {result['stalled_clients']} stalled clients, slowest, s"
+    yield Figure(what, result["health_while_stalled_s"])
+
+
 READERS: Mapping[str, Callable[[Result], Iterator[Figure]]] = {
     "labeler-*": labeler,
     "latency": latency,
@@ -167,6 +190,8 @@ READERS: Mapping[str, Callable[[Result], Iterator[Figure]]] = {
     "peer": peer,
     "embedding": embedding,
     "kcenter": kcenter,
+    "scaling": scaling,
+    "fuzz": fuzz,
 }
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -51,6 +51,8 @@ _DATASET_NAME = "dataset.txt"
 _CHECK_STORE = "check the address in DATA_DIR, the store's keys in the environment, and that it is up"
 # What Lance's messages hold when the machine, not the dataset, is at fault (it raises plain OSError without errno).
 _MACHINE_FAULTS = ("permission denied", "too many open files", "cannot allocate", "no space left", "read-only file")
+
+_COLUMNS = ("task_id", "image", "embedding", "error", "transient")
 
 _Answer = TypeVar("_Answer")
 # The identity of a dataset's content: the dataset's own id (a rebuilt one counts versions from 1 again) and version.
@@ -109,6 +111,15 @@ class EmbeddingTable:
         row = int(self.rows_of([task_id])[0])
         return None if row < 0 else self.embeddings[row]
 
+    def rows_in(self, other: EmbeddingTable) -> npt.NDArray[np.intp]:
+        """For each row the row (N,) of the same task and image in another table, -1 where that has none."""
+        rows = other.rows_of(self.task_ids)
+        for row in np.flatnonzero(rows >= 0).tolist():
+            task_id = int(self.task_ids[row])
+            if self.references[task_id] != other.references[task_id]:
+                rows[row] = -1
+        return rows
+
     def outdated(self, references: Mapping[int, str]) -> list[int]:
         """Return the task ids of `references` that are not here, or were computed from another reference."""
         return [task_id for task_id, text in references.items() if self.references.get(task_id) != reference_key(text)]
@@ -149,6 +160,9 @@ class EmbeddingStore:
         self._keep_versions_s = keep_versions_s
         self._lock = threading.RLock()  # guards what follows; always taken before the file lock
         self._table: EmbeddingTable | None = None
+        self._index: EmbeddingTable | None = None
+        self._index_token: _Token | None = None
+        self._counted: tuple[_Token, int] | None = None
         self._table_token: _Token | None = None  # what `_table` together with `_unmerged` shows
         self._unmerged: dict[int, EmbeddingRow | None] = {}  # own writes since `_table` was read; None: removed
         self._pid: int | None = None
@@ -160,6 +174,16 @@ class EmbeddingStore:
         with self._lock:
             token = self._reading(self._token)
             return token[1] if token else 0
+
+    def count(self) -> int:
+        """How many tasks have a row, an embedding or a failure; as cheap as `version`."""
+        with self._lock:
+            token = self._reading(self._token)
+            if token is None:
+                return 0
+            if self._counted is None or self._counted[0] != token:
+                self._counted = token, self._reading(self._n_rows)
+            return self._counted[1]
 
     def read(self) -> EmbeddingTable:
         """Return everything; the very same object until somebody writes.
@@ -175,6 +199,28 @@ class EmbeddingStore:
                 version = token[1] if token else 0
                 self._table, self._unmerged = _merged(self._table, self._unmerged, version), {}
             return self._table
+
+    def index(self) -> EmbeddingTable:
+        """Everything but the numbers: `embeddings` is (N, 0). Again the very same object until somebody writes.
+
+        For stores too large for memory: of 1,000,000 tasks it takes about 200 MB.
+        """
+        with self._lock:
+            token = self._reading(self._token)
+            if self._table is not None and self._table_token == token:
+                table = self.read()
+                if self._index is None or self._index_token != token:
+                    self._index = replace(table, embeddings=table.embeddings[:, :0])
+            elif self._index is None or self._index_token != token:
+                columns = [name for name in _COLUMNS if name != "embedding"]
+                self._index = self._reading(partial(self._load, columns=columns))[0] if token else self._empty()
+            self._index_token = token
+            return self._index
+
+    def between(self, first: int, last: int) -> EmbeddingTable:
+        """The rows of the tasks from `first` to `last`, that one left out, without reading the others into memory."""
+        with self._lock:
+            return self._reading(partial(self._load, f"task_id >= {int(first)} AND task_id < {int(last)}"))[0]
 
     def take(self, task_ids: Sequence[int]) -> EmbeddingTable:
         """Return the rows of these tasks only, without reading everything into memory; unknown tasks are left out."""
@@ -208,6 +254,7 @@ class EmbeddingStore:
         with self._lock, self._file_lock():
             self._folder.remove(self._name, first=_DATASET_NAME)
             self._table, self._table_token, self._unmerged = None, None, {}
+            self._index, self._index_token = None, None
 
     def _write(
         self, changes: Mapping[int, EmbeddingRow | None], change: Callable[[Any], object], create_from: Any
@@ -340,7 +387,14 @@ class EmbeddingStore:
         dataset = self._open()
         return None if dataset is None else _token_of(dataset)
 
-    def _load(self, condition: str | None = None) -> tuple[EmbeddingTable, _Token | None]:
+    def _n_rows(self) -> int:
+        dataset = self._open()
+        with _lance_errors():
+            return 0 if dataset is None else int(dataset.count_rows())
+
+    def _load(
+        self, condition: str | None = None, columns: Sequence[str] = _COLUMNS
+    ) -> tuple[EmbeddingTable, _Token | None]:
         dataset = self._open()
         if dataset is None:
             return self._empty(), None
@@ -349,7 +403,8 @@ class EmbeddingStore:
             if width != self.dim:
                 raise ValueError(f"it holds embeddings of {width} values, expected {self.dim}")
             token = _token_of(dataset)
-            return _table_from(dataset.to_table(filter=condition), self.dim, token[1]), token
+            found = dataset.to_table(columns=list(columns), filter=condition)
+            return _table_from(found, self.dim if "embedding" in columns else 0, token[1]), token
 
     def _reading(self, read: Callable[[], _Answer]) -> _Answer:
         """What `read` returns; a dataset that stays unreadable is set aside first, and `read` sees an empty store."""
@@ -495,14 +550,14 @@ def _table_from(arrow_table: Any, dim: int, version: int) -> EmbeddingTable:
     if len(last) < len(ids):
         arrow_table = arrow_table.take(np.sort(last))
         ids = arrow_table["task_id"].to_numpy()
-    embedded = ~np.asarray(arrow_table["embedding"].is_null())
+    embedded = np.asarray(arrow_table["error"].is_null())
     task_ids = ids[embedded]  # (N,), in the dataset's order
     order = np.argsort(task_ids, kind="stable")
     target = np.empty(len(order), dtype=np.intp)
     target[order] = np.arange(len(order))
     embeddings = np.empty((len(order), dim), dtype=np.float16)
     start = 0
-    for chunk in arrow_table["embedding"].chunks:
+    for chunk in arrow_table["embedding"].chunks if dim else ():
         values = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)  # without the null rows
         embeddings[target[start : start + len(values)]] = values
         start += len(values)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import ipaddress
 import re
-import socket
 import threading
 import time
 import urllib.parse
@@ -15,13 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from io import BytesIO
-from typing import Any
 
 import httpx
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from backend.errors import ImageError
+from backend.outgoing import ForbiddenAddressError, GuardedClients, until
 
 DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_MAX_IMAGE_BYTES = 64 * 1024 * 1024
@@ -34,7 +32,7 @@ _MAX_REDIRECTS = 5
 _CHUNK_BYTES = 64 * 1024
 
 # Where Label Studio serves task images: its data_import/urls.py, io_storages/urls.py and core/urls.py.
-_LABEL_STUDIO_PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/", "/static/", "/api/")
+_LABEL_STUDIO_PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/", "/static/")
 # `url_scheme` of the storages in label_studio/io_storages/*/models.py, and those of the enterprise edition.
 _STORAGE_SCHEMES = frozenset({"s3", "s3s", "gs", "azure-blob", "azure-spi", "dbx"})
 _ACCEPTED = (
@@ -64,9 +62,11 @@ class ImageLoader:
     """Fetches and decodes task images; one loader may be used by many threads.
 
     `auth_headers` is called for every request to Label Studio, so it can hand out a fresh token; what it raises passes
-    through unchanged. Its headers go to Label Studio's own scheme, host and port only, also across redirects.
-    `allow_private_addresses=False` refuses references (and redirects) to machines of the local network other than
-    Label Studio, for services whose tasks come from people who should not reach that network.
+    through unchanged. Its headers go to Label Studio's own scheme, host and port only, and there only to where it
+    serves images, also across redirects.
+    References (and redirects) to machines of the local network other than Label Studio are refused unless
+    `allow_private_addresses`: who may write tasks is not always one who may reach that network. Link-local addresses
+    and the metadata services of clouds are refused in any case.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ImageLoader:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         max_image_bytes: int = DEFAULT_MAX_IMAGE_BYTES,
         max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
-        allow_private_addresses: bool = True,
+        allow_private_addresses: bool = False,
     ) -> None:
         self._base = label_studio_url.rstrip("/")
         self._base_url = httpx.URL(self._base)
@@ -84,10 +84,15 @@ class ImageLoader:
         self._timeout_s = timeout_s
         self._max_image_bytes = max_image_bytes
         self._max_image_pixels = max_image_pixels
-        self._allow_private_addresses = allow_private_addresses
         # A session cookie would make later requests act for whoever it was given to, whatever their token says.
         no_cookies = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
-        self._client = httpx.Client(timeout=timeout_s, follow_redirects=False, cookies=no_cookies)
+        self._clients = GuardedClients(
+            self._base_url,
+            allow_private=allow_private_addresses,
+            timeout=timeout_s,
+            follow_redirects=False,
+            cookies=no_cookies,
+        )
 
     def load(self, reference: str, task_id: int | None = None, *, min_side: int | None = None) -> Image.Image:
         """Return the image a task refers to, upright and in RGB.
@@ -111,13 +116,15 @@ class ImageLoader:
             return self._read_data_uri(reference)
         try:
             url = self._address(reference, task_id)
-            return self._download(url, _shown(reference))
+            deadline = time.monotonic() + _WHOLE_FETCH_TIMEOUTS * self._timeout_s
+            with until(deadline):
+                return self._download(url, _shown(reference), deadline)
         except (httpx.InvalidURL, UnicodeError, OverflowError) as exc:
             raise ImageError(f"image {_shown(reference)} is no valid address ({exc}); correct it in the task") from exc
 
     def close(self) -> None:
         """Close the pooled connections."""
-        self._client.close()
+        self._clients.close()
 
     def _address(self, reference: str, task_id: int | None) -> httpx.URL:
         scheme = reference.partition("://")[0].lower() if "://" in reference else ""
@@ -141,8 +148,7 @@ class ImageLoader:
         # Served under a prefix (FORCE_SCRIPT_NAME), Label Studio writes the prefix into its upload references.
         prefix = self._base_url.path.rstrip("/")
         path = reference.removeprefix(prefix) if prefix and reference.startswith(prefix + "/") else reference
-        steps_up = ".." in urllib.parse.unquote(path.partition("?")[0]).split("/")
-        return path if path.startswith(_LABEL_STUDIO_PATHS) and not steps_up else None
+        return path if path.startswith(_LABEL_STUDIO_PATHS) and not _steps_up(path) else None
 
     def _read_data_uri(self, reference: str) -> bytes:
         # RFC 2397: data:[<mediatype>][;base64],<data>
@@ -164,17 +170,20 @@ class ImageLoader:
             raise self._too_large(_shown(reference))
         return _checked_payload(payload, _shown(reference))
 
-    def _download(self, url: httpx.URL, shown: str) -> bytes:
-        deadline = time.monotonic() + _WHOLE_FETCH_TIMEOUTS * self._timeout_s
+    def _download(self, url: httpx.URL, shown: str, deadline: float) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             if url.scheme not in ("http", "https") or not url.host:
                 raise ImageError(f"image {shown} leads to {_shown(str(url))}, which is not an http(s) address")
             try:
-                with self._client.stream("GET", **self._request(url, shown)) as response:
+                with self._clients.client_for(url).stream("GET", url, headers=self._headers(url)) as response:
                     if not response.has_redirect_location:
                         return self._read(response, url, shown, deadline)
                     next_url = url.join(response.headers["location"])
+            except ForbiddenAddressError as exc:
+                raise _forbidden(exc, shown) from exc
             except httpx.TimeoutException as exc:
+                if time.monotonic() >= deadline:
+                    raise self._too_slow(url, shown) from exc
                 raise ImageError(
                     f"image {shown}: {url.host} did not answer within {self._timeout_s:g} s; check that it is up",
                     transient=True,
@@ -189,20 +198,22 @@ class ImageLoader:
             url = next_url
         raise ImageError(f"image {shown}: more than {_MAX_REDIRECTS} redirects, the last to {_shown(str(url))}")
 
-    def _request(self, url: httpx.URL, shown: str) -> dict[str, Any]:
+    def _headers(self, url: httpx.URL) -> dict[str, str]:
         # Images are compressed already, and an unpacked answer would have to be bounded once more.
         headers = {"Accept": "image/*,*/*;q=0.8", "Accept-Encoding": "identity"}
-        if self._is_label_studio(url):
+        if self._gets_token(url):
             headers.update(self._auth_headers())
-        elif not self._allow_private_addresses:
-            # Connecting to the very address that was checked: a second look-up of the name could give another one.
-            pinned = url.copy_with(host=_public_address(url, shown))
-            headers["Host"] = url.netloc.decode("ascii")
-            return {"url": pinned, "headers": headers, "extensions": {"sni_hostname": url.host}}
-        return {"url": url, "headers": headers}
+        return headers
 
     def _is_label_studio(self, url: httpx.URL) -> bool:
         return _origin(url) == _origin(self._base_url)
+
+    def _gets_token(self, url: httpx.URL) -> bool:
+        """Whether the token goes along: a reference must not make us ask Label Studio for other things than images."""
+        path, prefix = url.raw_path.decode("ascii"), self._base_url.path.rstrip("/")
+        if not self._is_label_studio(url) or not path.startswith(f"{prefix}/"):
+            return False
+        return self._label_studio_path(path) is not None
 
     def _read(self, response: httpx.Response, url: httpx.URL, shown: str, deadline: float) -> bytes:
         if response.status_code != httpx.codes.OK:
@@ -216,23 +227,19 @@ class ImageLoader:
             if len(payload) > self._max_image_bytes:
                 raise self._too_large(shown)
             if time.monotonic() > deadline:
-                raise ImageError(
-                    f"image {shown}: {url.host} was still sending after {_WHOLE_FETCH_TIMEOUTS * self._timeout_s:g} s;"
-                    " check the connection to it",
-                    transient=True,
-                )
+                raise self._too_slow(url, shown)
         return _checked_payload(bytes(payload), shown)
 
     def _refused(self, status: int, url: httpx.URL, shown: str) -> ImageError:
-        own = self._is_label_studio(url)
+        own = self._gets_token(url)
         where = "Label Studio" if own else url.host
         if status in (401, 403):
             advice = (
                 "check the Label Studio token and that its user may see the project (and, for local files, that"
                 " LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED is set)"
                 if own
-                else f"it is not Label Studio ({self._base}), so no token was sent; make the image readable without"
-                " one, or correct the Label Studio address"
+                else f"it is not where Label Studio ({self._base}) serves images, so no token was sent; make the image"
+                " readable without one, or correct the Label Studio address"
             )
         elif status == 404:
             advice = "check that the file still exists and, for a cloud storage, that it is connected to the project"
@@ -244,6 +251,13 @@ class ImageLoader:
             advice = "open the address in a browser to see why"
         return ImageError(
             f"image {shown}: {where} answered HTTP {status}; {advice}", transient=status in (408, 429) or status >= 500
+        )
+
+    def _too_slow(self, url: httpx.URL, shown: str) -> ImageError:
+        longest_s = _WHOLE_FETCH_TIMEOUTS * self._timeout_s
+        return ImageError(
+            f"image {shown}: {url.host} was still sending after {longest_s:g} s; check the connection to it",
+            transient=True,
         )
 
     def _too_large(self, shown: str) -> ImageError:
@@ -346,22 +360,26 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
-def _public_address(url: httpx.URL, shown: str) -> str:
-    """An address of the URL's host; raises ImageError unless all its addresses are on the public internet."""
-    try:
-        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise ImageError(f"image {shown}: the host {url.host} was not found ({exc})", transient=True) from exc
-    addresses = [str(entry[4][0]) for entry in found]
-    for address in addresses:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        if not ip.is_global or ip.is_multicast:
-            raise ImageError(
-                f"image {shown}: {url.host} is on a private network ({ip}), which is not allowed here; serve the image"
-                " through Label Studio or from a public address"
-            )
-    return addresses[0]
+def _steps_up(path: str) -> bool:
+    """Whether '..' is a step of the path or of what a query names, however often its characters are encoded."""
+    for _ in range(4):
+        if ".." in re.split(r"[/\\\\?&=#]", path):
+            return True
+        path = urllib.parse.unquote(path)
+    return False
+
+
+def _forbidden(exc: ForbiddenAddressError, shown: str) -> ImageError:
+    if exc.kind == "machine":
+        return ImageError(
+            f"image {shown}: {exc.host} is {exc.address}, an address of the machine, its network or its cloud, where"
+            " there are no images; correct it in the task"
+        )
+    return ImageError(
+        f"image {shown}: {exc.host} is on a private network ({exc.address}), from which no images are fetched; serve it"
+        " through Label Studio or from a public address, or set ALLOW_PRIVATE_ADDRESSES=true",
+        transient=True,  # until somebody sets it
+    )
 
 
 def _shown(reference: str) -> str:

@@ -12,14 +12,15 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
-from backend.errors import LockLostError, RedisUnavailableError
+from backend.errors import LockLostError, ProjectBusyError, RedisUnavailableError
+from backend.logs import in_log_context
 from backend.schema import Progress, Task
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ logger = logging.getLogger(__name__)
 RETRAIN_QUEUE = "active-learning-retrain"
 EVALUATE_QUEUE = "active-learning-evaluate"
 EMBED_QUEUE = "active-learning-embed"
+SEARCH_QUEUE = "active-learning-search"
 FINETUNE_QUEUE = "active-learning-finetune"
 """Not among QUEUES: fine-tuning takes minutes, and has a process of its own that no label waits for."""
 
-QUEUES = (RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE)
+QUEUES = (RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE, SEARCH_QUEUE)
 """In order of urgency: a worker takes from the first that holds a job."""
 
 MARKER_TTL_S = 30
@@ -60,8 +62,22 @@ FINETUNE_TIMEOUT_S = 6 * 3600
 JOURNAL_LENGTH = 1000
 """Events kept of each project; who has missed more reads everything anew."""
 
+JOURNAL_END = 100
+"""Events that are looked through for the last that told answers; others come once a minute at most."""
+
 SOCKET_TIMEOUT_S = 10
 """Longest silence of Redis that is taken for an answer on its way."""
+
+RECONNECTIONS = 3
+"""Tries to reach Redis again before a request fails, half a second in all: so a connection that a restart of Redis cut
+is made again."""
+
+AWAY_S = 1.0
+"""How long a Redis that did not answer counts as away: a status asks a dozen things, and must not wait for each."""
+
+RETRAIN_WAIT_S = LOCK_TTL_S + 2.0
+"""How long a retrain waits for another of its project: longer than a dead worker's lock lasts. Then it is queued again,
+so that the labels of other projects do not wait for this one."""
 
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 86_400
@@ -70,6 +86,10 @@ HISTOGRAM_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 """Upper bounds, in seconds, of the times that are counted together; the last ones are above all."""
 
 _PREFIX = "active-learning"
+_LISTENING = f"{_PREFIX}:listening"
+"""Sorted set of the workers that take retrains, by when they last said so."""
+_IN_USE = f"{_PREFIX}:in-use"
+"""Stands as long as Redis holds what it held."""
 
 Training = Literal["idle", "queued", "running"]
 
@@ -109,14 +129,23 @@ class Jobs:
 
     def __init__(self, redis_url: str) -> None:
         self.redis_url = redis_url
+        self._away_until, self._away_because = 0.0, ""
 
     @cached_property
     def redis(self) -> Redis:
         """The connection pool; connects on first use."""
         from redis import Redis
+        from redis.backoff import ExponentialBackoff
+        from redis.exceptions import ConnectionError
+        from redis.retry import Retry
 
         client: Redis = Redis.from_url(
-            self.redis_url, socket_connect_timeout=3, socket_timeout=SOCKET_TIMEOUT_S, health_check_interval=30
+            self.redis_url,
+            socket_connect_timeout=3,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            health_check_interval=30,
+            # Not after a timeout: what is silent for ten seconds will be for the next ten.
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), RECONNECTIONS, supported_errors=(ConnectionError,)),
         )
         return client
 
@@ -149,6 +178,18 @@ class Jobs:
         with self._translated():
             return self._enqueue_once(project_id, "evaluate", EVALUATE_QUEUE)
 
+    def is_unanswered(self, project_id: int) -> bool:
+        """Whether a retrain was requested that none has answered, while none waits or runs.
+
+        Its job failed and could not say so, or vanished: Redis was away at that moment, or lost its last second.
+        """
+        if self.training(project_id) != "idle":
+            return False
+        with self._translated():
+            requested: Any = self.redis.get(_key(project_id, "requested"))
+            newest: Any = self.redis.xrevrange(_key(project_id, "answers"), count=1)
+            return int(requested or 0) > (int(newest[0][1][b"ticket"]) if newest else 0)
+
     def retrain_waits(self) -> bool:
         """Whether a retrain of any project is queued."""
         with self._translated():
@@ -174,6 +215,16 @@ class Jobs:
         with self._translated():
             return self._enqueue_once(project_id, "prune", EMBED_QUEUE)
 
+    def request_search(self, project_id: int, shard: int) -> str:
+        """Asks for a search of one shard of a large project; the job's id."""
+        with self._translated():
+            return self._enqueue_once(project_id, "search", SEARCH_QUEUE, shard)
+
+    def open_searches(self, project_id: int) -> int:
+        """How many shards of the project wait for a search, or are in the hands of a worker."""
+        with self._translated():
+            return sum(name.startswith(f"search-{project_id}-") for name in self._waiting_or_begun(SEARCH_QUEUE))
+
     def request_finetuning(self, project_id: int) -> str:
         """Asks that the project's backbone be fine-tuned; the job's id."""
         with self._translated():
@@ -194,6 +245,12 @@ class Jobs:
             ids = self._waiting_or_begun(EMBED_QUEUE)
             return {int(job_id.split("-")[2]) for job_id in ids if job_id.startswith(prefix)}
 
+    def is_embedding(self, project_id: int) -> bool:
+        """Whether images of the project are being embedded, or looked for, or wait for that."""
+        with self._translated():
+            prefixes = f"embed-{project_id}-", f"plan_embedding-{project_id}-"
+            return any(job_id.startswith(prefixes) for job_id in self._waiting_or_begun(EMBED_QUEUE))
+
     def end_batch(self, project_id: int) -> bool:
         """Last act of a batch: whether no other of its project waits or is being embedded.
 
@@ -213,10 +270,10 @@ class Jobs:
                 self.redis.srem(batches, *lost)
             return others == lost
 
-    def begin(self, project_id: int, work: str) -> None:
+    def begin(self, project_id: int, work: str, part: int | None = None) -> None:
         """First act of any job made by a request: from here on a new request makes a new job."""
         with self._translated():
-            self.redis.delete(_key(project_id, f"marker:{work}"))
+            self.redis.delete(_marker(project_id, work, part))
 
     def begin_retrain(self, project_id: int) -> RetrainRequest:
         """First act of a retrain job, before anything is read from Label Studio."""
@@ -254,9 +311,15 @@ class Jobs:
         """Seconds since a retrain of the project was last answered; 0 while one waits or runs, infinite before any."""
         if self.training(project_id) != "idle":
             return 0.0
+        answered_at = self.answered_at(project_id)
+        with self._translated():
+            return float("inf") if answered_at is None else self._now() - answered_at
+
+    def answered_at(self, project_id: int) -> float | None:
+        """When a retrain of the project was last answered, in seconds by Redis' clock; None if that is not known."""
         with self._translated():
             newest: Any = self.redis.xrevrange(_key(project_id, "answers"), count=1)
-            return self._now() - int(_decoded(newest[0][0]).partition("-")[0]) / 1000 if newest else float("inf")
+        return int(_decoded(newest[0][0]).partition("-")[0]) / 1000 if newest else None
 
     # -- the journal of webhooks ----------------------------------------------------------------------------------
 
@@ -283,16 +346,19 @@ class Jobs:
         """Keeps other workers from publishing for the project; renewed while held, gone soon after a crash.
 
         Another `name` is another lock, for work that may go on beside publishing.
-        Raises LockLostError when another worker holds it for longer than `wait_s`.
+        Raises ProjectBusyError when another worker holds it for longer than `wait_s`.
         """
         with self._translated():
             lock = self.redis.lock(
                 _key(project_id, name), timeout=LOCK_TTL_S, blocking_timeout=wait_s, sleep=0.02, thread_local=False
             )
             if not lock.acquire():
-                raise LockLostError(f"project {project_id} stayed locked by another worker for {wait_s:g} s")
+                raise ProjectBusyError(
+                    f"project {project_id} stayed locked by another worker for {wait_s:g} s; it is tried again"
+                )
         stop = threading.Event()
-        renewal = threading.Thread(target=_renew, args=(lock, stop), name=f"lock-{project_id}", daemon=True)
+        renew = in_log_context(_renew)
+        renewal = threading.Thread(target=renew, args=(lock, stop), name=f"lock-{project_id}", daemon=True)
         renewal.start()
         try:
             yield ProjectLock(project_id, lock, self.redis_url)
@@ -303,15 +369,23 @@ class Jobs:
 
     # -- workers that die ------------------------------------------------------------------------------------------
 
-    def stay_alive(self, worker: str) -> None:
-        """Says that the worker of this name lives; to be said again within `WORKER_TTL_S`."""
+    def stay_alive(self, worker: str, *, listens: bool = True) -> bool:
+        """Says that the worker of this name lives, to be said again within `WORKER_TTL_S`.
+
+        Whether Redis was emptied since any worker said so last, or never held anything; one of several is told.
+        `listens`: the worker takes retrains, and is counted by `n_workers`.
+        """
         with self._translated():
             self.redis.set(_worker_key(worker), 1, ex=WORKER_TTL_S)
+            if listens:
+                self.redis.zadd(_LISTENING, {worker: self._now()})
+            return bool(self.redis.setnx(_IN_USE, 1))
 
     def leave(self, worker: str) -> None:
         """Says that the worker has ended."""
         with self._translated():
             self.redis.delete(_worker_key(worker))
+            self.redis.zrem(_LISTENING, worker)
 
     def abandoned(self) -> set[tuple[str, str]]:
         """(queue, entry) of all jobs that were begun by a worker which no longer lives."""
@@ -402,11 +476,14 @@ class Jobs:
             return {name: len(self._queue(name)) for name in (*QUEUES, FINETUNE_QUEUE)}
 
     def n_workers(self) -> int:
-        """Workers alive and listening."""
-        from rq.worker import BaseWorker
+        """Workers alive and listening.
 
+        By what they said of late: rq counts a killed one for minutes more, and none after Redis was emptied.
+        """
         with self._translated():
-            return int(BaseWorker.count(queue=self._queue(RETRAIN_QUEUE)))
+            self.redis.zremrangebyscore(_LISTENING, 0, self._now() - WORKER_TTL_S)
+            n_listening: Any = self.redis.zcard(_LISTENING)
+            return int(n_listening)
 
     def set_progress(self, project_id: int, progress: Progress) -> None:
         """Starts anew the count of images embedded, and the clock for their rate."""
@@ -483,6 +560,67 @@ class Jobs:
             found[work, stage] = Histogram(list(accumulate(counts)), raw.get(f"{work} {stage} sum", 0.0))
         return found
 
+    # -- failures and counts ---------------------------------------------------------------------------------------
+
+    def failures(self, project_id: int) -> dict[str, str]:
+        """Work → what was kept of its failures with `keep_failure`."""
+        with self._translated():
+            found = self.redis.hgetall(_key(project_id, "failures"))
+            return {_decoded(work): _decoded(content) for work, content in found.items()}
+
+    def keep_failure(self, project_id: int, work: str, content: str) -> None:
+        """Keeps a text about the failures of some work, in place of what was kept before."""
+        with self._translated():
+            self.redis.hset(_key(project_id, "failures"), work, content.encode("utf-8", "replace"))
+
+    def drop_failure(self, project_id: int, work: str) -> bool:
+        """Deletes it; whether there was one."""
+        with self._translated():
+            return bool(self.redis.hdel(_key(project_id, "failures"), work))
+
+    def schedule(self, member: str, moment: float) -> None:
+        """Plans something for a moment of Redis' clock, in place of when it was planned before."""
+        with self._translated():
+            self.redis.zadd(f"{_PREFIX}:schedule", {member: moment})
+
+    def unschedule(self, member: str) -> None:
+        """Takes it from the plan."""
+        with self._translated():
+            self.redis.zrem(f"{_PREFIX}:schedule", member)
+
+    def scheduled_before(self, moment: float) -> list[str]:
+        """What was planned for this moment or before."""
+        with self._translated():
+            found: Any = self.redis.zrangebyscore(f"{_PREFIX}:schedule", "-inf", moment)
+            return list(map(_decoded, found))
+
+    def now(self) -> float:
+        """Seconds since 1970 by Redis' clock, which all processes share."""
+        with self._translated():
+            return self._now()
+
+    def add_counts(self, name: str, counts: Mapping[str, float]) -> None:
+        """Adds to several counts at once, all or none of them."""
+        with self._translated(), self.redis.pipeline() as pipeline:
+            for field, n in counts.items():
+                pipeline.hincrbyfloat(f"{_PREFIX}:counts:{name}", field, n)
+            pipeline.execute()
+
+    def counts(self, name: str) -> dict[str, float]:
+        """All counts of this name."""
+        with self._translated():
+            found = self.redis.hgetall(f"{_PREFIX}:counts:{name}")
+            return {_decoded(field): float(n) for field, n in found.items()}
+
+    def newest_label_at(self, project_id: int) -> float | None:
+        """When the last webhook that told answers came, in seconds since 1970; None if the journal's end holds none."""
+        with self._translated():
+            found: Any = self.redis.xrevrange(_key(project_id, "journal"), count=JOURNAL_END)
+        for place, content in found:
+            if json.loads(content[b"event"]).keys() & {"annotations", "deleted"}:
+                return int(_decoded(place).partition("-")[0]) / 1000
+        return None
+
     # -- rq -------------------------------------------------------------------------------------------------------
 
     def queues(self, names: Sequence[str] = QUEUES) -> list[Any]:
@@ -494,8 +632,10 @@ class Jobs:
 
         return Queue(name, connection=self.redis, serializer=_serializer(), default_timeout=JOB_TIMEOUT_S)
 
-    def _enqueue_once(self, project_id: int, work: str, queue: str, *, renew: bool = False) -> str:
-        marker = _key(project_id, f"marker:{work}")
+    def _enqueue_once(
+        self, project_id: int, work: str, queue: str, part: int | None = None, *, renew: bool = False
+    ) -> str:
+        marker = _marker(project_id, work, part)
         job_id = f"{work}-{project_id}-{uuid4().hex[:12]}"
         if renew:
             self.redis.set(marker, job_id, ex=MARKER_TTL_S)
@@ -504,7 +644,7 @@ class Jobs:
             if standing is not None:
                 return _decoded(standing)
             self.redis.set(marker, job_id, ex=MARKER_TTL_S)
-        self._enqueue(work, queue, job_id, project_id)
+        self._enqueue(work, queue, job_id, project_id, *([] if part is None else [part]))
         return job_id
 
     def _enqueue(self, work: str, queue: str, job_id: str, *arguments: Any, taken_up: int = 0) -> None:
@@ -519,8 +659,19 @@ class Jobs:
             timeout=FINETUNE_TIMEOUT_S if queue == FINETUNE_QUEUE else JOB_TIMEOUT_S,
         )
 
-    def _translated(self) -> AbstractContextManager[None]:
-        return _translated(self.redis_url)
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        from redis.exceptions import ConnectionError, TimeoutError
+
+        if time.monotonic() < self._away_until:
+            raise RedisUnavailableError(self._away_because)
+        try:
+            with _translated(self.redis_url):
+                yield
+        except RedisUnavailableError as exc:
+            if isinstance(exc.__cause__, ConnectionError | TimeoutError):
+                self._away_until, self._away_because = time.monotonic() + AWAY_S, str(exc)
+            raise
 
 
 class ProjectLock:
@@ -536,7 +687,10 @@ class ProjectLock:
         with _translated(self._redis_url):
             owned = self._lock.owned()
         if not owned:
-            raise LockLostError(f"the lock of project {self._project_id} was lost; another worker took over")
+            raise LockLostError(
+                f"the lock of project {self._project_id} was lost (Redis was emptied, or this worker stood still for "
+                f"{LOCK_TTL_S:g} s); what was not published yet is begun again"
+            )
 
 
 def _renew(lock: Lock, stop: threading.Event) -> None:
@@ -556,6 +710,10 @@ def _release(lock: Lock) -> None:
         lock.release()
     except RedisError as exc:  # it expires by itself
         logger.warning("lock not released: %s", exc)
+
+
+def _marker(project_id: int, work: str, part: int | None) -> str:
+    return _key(project_id, f"marker:{work}" if part is None else f"marker:{work}-{part}")
 
 
 def _worker_key(worker: str) -> str:

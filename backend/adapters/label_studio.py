@@ -66,15 +66,17 @@ MAX_EVENT_CHARS = 64_000
 """Longest JSON of a webhook's answers that is kept until they are trained on; of a longer one only that it came."""
 
 # `include` names the fields of tasks and of the annotations inside them alike (data_manager/serializers.py).
-_ANNOTATION_FIELDS = "id,data,annotations,result,was_cancelled,ground_truth,updated_at"
+_ANNOTATION_FIELDS = "id,data,annotations,result,was_cancelled,ground_truth,updated_at,completed_by"
 
 
 class LabelStudioClient:
     """One Label Studio, seen with one token."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, *, timeout_s: float = REQUEST_TIMEOUT_S, n_retries: int = 2) -> None:
         self.url = url.rstrip("/")
         self._token = token
+        self._timeout_s = timeout_s
+        self._n_retries = n_retries
 
     # -- who and what ---------------------------------------------------------------------------------------------
 
@@ -133,8 +135,22 @@ class LabelStudioClient:
 
     def tasks(self, project_id: int, image_field: str, *, fields: Sequence[str] = ()) -> list[Task]:
         """All tasks with the reference to their image, unresolved as it stands in the data, and further `fields`."""
-        params = {"include": "id,data", "fields": "task_only"}
-        return [_task(raw, image_field, fields) for raw in self._pages(project_id, params)]
+        found: list[Task] = []
+        while True:
+            page = self.tasks_after(project_id, image_field, found[-1].id if found else 0, fields=fields)
+            found += page
+            if len(page) < TASKS_PER_PAGE:
+                return found
+
+    def tasks_after(self, project_id: int, image_field: str, task_id: int, *, fields: Sequence[str] = ()) -> list[Task]:
+        """The first `TASKS_PER_PAGE` of the tasks with larger ids, ascending; fewer when there are no more.
+
+        Unlike pages by number, they leave nothing out when tasks are deleted between two requests.
+        """
+        later = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": task_id}
+        query = {"filters": {"conjunction": "and", "items": [later]}, "ordering": ["tasks:id"]}
+        answer = self._page(project_id, {"include": "id,data", "fields": "task_only", "query": json.dumps(query)})
+        return [_task(raw, image_field, fields) for raw in answer["tasks"]]
 
     def annotated_tasks(self, project_id: int, image_field: str, *, fields: Sequence[str] = ()) -> list[AnnotatedTask]:
         """All tasks with at least one submitted or skipped annotation, with these annotations (no drafts).
@@ -165,6 +181,15 @@ class LabelStudioClient:
         )
         return json.dumps([[project.get(name) for name in _COUNTS], latest["tasks"]])
 
+    @staticmethod
+    def n_annotations_at(mark: str) -> int | None:
+        """Annotations, submitted and skipped, that a project had at a mark of `change_mark`; None if it is no mark."""
+        try:
+            _, submitted, skipped = json.loads(mark)[0]
+            return int(submitted) + int(skipped)
+        except (ValueError, LookupError, TypeError):
+            return None
+
     def changed_tasks(
         self, project_id: int, image_field: str, *, before: str, now: str, fields: Sequence[str] = ()
     ) -> list[AnnotatedTask] | None:
@@ -181,19 +206,8 @@ class LabelStudioClient:
             return None
         column = "filter:tasks:updated_at"
         changed = {"filter": column, "operator": "greater_or_equal", "type": "Datetime", "value": since}
-        answer = self._call(
-            "GET",
-            "api/tasks/",
-            params={
-                "project": project_id,
-                "page_size": TASKS_PER_PAGE,
-                "resolve_uri": "false",
-                "include": _ANNOTATION_FIELDS,
-                "fields": "all",
-                "query": json.dumps({"filters": {"conjunction": "and", "items": [changed]}}),
-            },
-            expects=("tasks", "total"),
-        )
+        query = json.dumps({"filters": {"conjunction": "and", "items": [changed]}})
+        answer = self._page(project_id, {"include": _ANNOTATION_FIELDS, "fields": "all", "query": query})
         if answer["total"] > len(answer["tasks"]):
             return None
         return [_annotated_task(raw, image_field, fields) for raw in answer["tasks"]]
@@ -202,22 +216,19 @@ class LabelStudioClient:
         """Adds tasks, each `{"data": {field: reference}}`."""
         self._call("POST", f"api/projects/{project_id}/import", body=list(tasks), params={"return_task_ids": "false"})
 
+    def _page(self, project_id: int, params: Mapping[str, str | int]) -> Mapping[str, Any]:
+        """A page of the project's tasks, references unresolved."""
+        shared = {"project": project_id, "page_size": TASKS_PER_PAGE, "resolve_uri": "false"}
+        answer: Mapping[str, Any] = self._call(
+            "GET", "api/tasks/", params={**shared, **params}, expects=("tasks", "total")
+        )
+        return answer
+
     def _pages(self, project_id: int, params: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
         page = 1
         seen = 0
         while True:
-            answer = self._call(
-                "GET",
-                "api/tasks/",
-                params={
-                    "project": project_id,
-                    "page": page,
-                    "page_size": TASKS_PER_PAGE,
-                    "resolve_uri": "false",
-                    **params,
-                },
-                expects=("tasks", "total"),
-            )
+            answer = self._page(project_id, {"page": page, **params})
             yield from answer["tasks"]
             seen += len(answer["tasks"])
             if not answer["tasks"] or seen >= answer["total"]:
@@ -315,7 +326,7 @@ class LabelStudioClient:
         # for this side to acknowledge the first (Nagle's algorithm against delayed acknowledgement); a new connection
         # takes less than 1 ms. Behind https stands another server, and a new connection takes a handshake.
         limits = httpx.Limits(max_keepalive_connections=None if self.url.startswith("https:") else 0)
-        return httpx.Client(timeout=REQUEST_TIMEOUT_S, follow_redirects=True, limits=limits)
+        return httpx.Client(timeout=self._timeout_s, follow_redirects=True, limits=limits)
 
     @cached_property
     def _sdk(self) -> LabelStudio:
@@ -343,17 +354,25 @@ class LabelStudioClient:
         """One request; `expects` names what the answer, then a JSON object, must hold."""
         sdk = self._sdk
         # A POST creates something, and an answer of 500 may come after it was: sent again it would be there twice.
-        retries = 0 if method == "POST" else 2
-        try:
-            response = sdk._client_wrapper.httpx_client.request(
-                path,
-                method=method,
-                params=dict(params) if params else None,
-                json=body,
-                request_options={"max_retries": retries},
-            )
-        except Exception as exc:
-            raise self._translate(exc, method, path) from exc
+        retries = 0 if method == "POST" else self._n_retries
+
+        def request() -> httpx.Response:
+            try:
+                return sdk._client_wrapper.httpx_client.request(
+                    path,
+                    method=method,
+                    params=dict(params) if params else None,
+                    json=body,
+                    request_options={"max_retries": retries},
+                )
+            except Exception as exc:
+                raise self._translate(exc, method, path) from exc
+
+        response = request()
+        if response.status_code == 401 and self.token_kind() == "personal access token":
+            # The SDK tells by this machine's clock whether its session token has ended, and a clock may be set back.
+            sdk._client_wrapper._tokens_client._access_token = None
+            response = request()
         if response.status_code >= 400:
             raise self._refusal(response.status_code, response.text, method, path)
         if not response.content and not expects:
@@ -436,7 +455,14 @@ def _annotation(raw: Mapping[str, Any]) -> Annotation:
         was_cancelled=bool(raw.get("was_cancelled")),
         ground_truth=bool(raw.get("ground_truth")),
         updated_at=str(raw.get("updated_at") or ""),
+        completed_by=_person(raw.get("completed_by")),
     )
+
+
+def _person(raw: object) -> int | None:
+    """The id of who completed an annotation; some routes give the id, others the user. Names are never kept."""
+    found = _id_of(raw) if isinstance(raw, Mapping) else raw
+    return found if type(found) is int else None
 
 
 def event_of_webhook(body: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -452,14 +478,20 @@ def event_of_webhook(body: Mapping[str, Any]) -> dict[str, Any] | None:
     kept: dict[str, Any] = {
         "label_config": project.get("label_config"),
         "counts": [project.get("total_annotations_number"), project.get("skipped_annotations_number")],
+        "model_version": project.get("model_version"),
     }
     if body.get("action") == "ANNOTATIONS_DELETED":
         kept["deleted"] = [_id_of(item) for item in _listed(body.get("annotations"))]
     else:
-        tasks = {_id_of(task): task.get("data") for task in _listed(body.get("task")) if isinstance(task, Mapping)}
         names = ("id", "task", "result", "was_cancelled", "ground_truth", "updated_at")
         annotations = [item for item in _listed(body.get("annotation")) if isinstance(item, Mapping)]
-        kept["annotations"] = [{name: item.get(name) for name in names} for item in annotations]
+        if not all(_is_id(item.get("task")) for item in annotations):
+            return None
+        tasks = {task["id"]: task.get("data") for task in _listed(body.get("task")) if _is_id(_id_of(task))}
+        kept["annotations"] = [
+            {name: item.get(name) for name in names} | {"completed_by": _person(item.get("completed_by"))}
+            for item in annotations
+        ]
         kept["tasks"] = [[item["task"], tasks.get(item["task"])] for item in kept["annotations"]]
     return kept if answers_of_event(kept, "", ()) and len(json.dumps(kept)) <= MAX_EVENT_CHARS else None
 
@@ -471,11 +503,11 @@ def answers_of_event(event: Mapping[str, Any], image_field: str, fields: Sequenc
     whole = (
         isinstance(label_config, str)
         and isinstance(counts, list)
-        and all(type(count) is int for count in counts)
+        and all(type(count) is int and abs(count) < 2**63 for count in counts)
         and (annotations or deleted)
-        and all(type(number) is int for number in deleted)
+        and all(map(_is_id, deleted))
         and all(isinstance(task[1], Mapping) for task in tasks)
-        and all(type(item.get(name)) is int for item in annotations for name in ("id", "task"))
+        and all(_is_id(item.get(name)) for item in annotations for name in ("id", "task"))
         and all(isinstance(item.get("updated_at"), str) for item in annotations)
     )
     if not whole:
@@ -484,11 +516,18 @@ def answers_of_event(event: Mapping[str, Any], image_field: str, fields: Sequenc
         AnnotatedTask(_task({"id": task_id, "data": data}, image_field, fields), [_annotation(item)])
         for (task_id, data), item in zip(tasks, annotations, strict=True)
     ]
-    return AnswerEvent(answered, list(deleted), str(label_config), sum(counts or ()))
+    model_version = event.get("model_version")
+    ordered_by = model_version if isinstance(model_version, str) else None
+    return AnswerEvent(answered, list(deleted), str(label_config), sum(counts or ()), ordered_by)
 
 
 def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _is_id(number: object) -> bool:
+    """Whether it may be the id of something in a database, which arrays of 64-bit numbers can hold."""
+    return type(number) is int and 0 < number < 2**63
 
 
 def _id_of(item: object) -> object:

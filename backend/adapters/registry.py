@@ -3,9 +3,11 @@
     <directory>/<project id>/project.json                     which Label Studio project this is
     <directory>/<project id>/validation_split.json            which tasks are kept aside for validation
     <directory>/<project id>/embeddings/                      kept by the embedding store
-    <directory>/<project id>/versions/<version>/record.json   what the version was made from and what it is worth
+    <directory>/<project id>/versions/<version>/record.json   what the version was made from; never changed
     <directory>/<project id>/versions/<version>/head.safetensors
+    <directory>/<project id>/versions/<version>/evaluation.json   what it is worth, which is known later
     <directory>/<project id>/published.json                   the version that is served
+    <directory>/<project id>/pin.json                         the version whose head is kept, if somebody rolled back
     <directory>/<project id>/finetuning.json                  how the last fine-tuning of the backbone went
     <directory>/<project id>/backbone.json                    the fine-tuned backbone in use; none: that of the settings
     <directory>/<project id>/backbones/<fingerprint>.safetensors   weights of fine-tuned backbones
@@ -16,10 +18,11 @@ a file and never half of one, and a version is there with all its files or not a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -33,12 +36,15 @@ from numpy.typing import NDArray
 from backend.errors import StorageError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
-from backend.schema import FinetuningRecord, ValidationSplit, VersionRecord
+from backend.schema import FinetuningRecord, Pin, ValidationSplit, VersionRecord
 from backend.storage import Place, open_folder
 
 logger = logging.getLogger(__name__)
 
-_VERSION = re.compile(r"v([0-9]{4,18})-[0-9]+labels-[0-9]{8}T[0-9]{6}Z")
+_VERSION = re.compile(r"v([0-9]{4,18})-[0-9]+labels-[0-9]{8}T[0-9]{6}Z(-from-v[0-9]{4,18})?")
+
+_HEAD_DIGEST = "head_sha256"
+"""Key of a stored record under which the digest of its head's file stands, by which damage is told."""
 
 
 def is_own_version(name: str) -> bool:
@@ -57,6 +63,10 @@ class Registry:
 
     def __init__(self, directory: Place) -> None:
         self._folder = open_folder(directory)
+
+    def try_writing(self) -> None:
+        """Writes a small file, as a new version would be. Raises OSError or StorageError if that does not go."""
+        self._folder.write("writable.json", b"{}")
 
     # -- projects -------------------------------------------------------------------------------------------------
 
@@ -101,11 +111,28 @@ class Registry:
         """`created`, `label_config` and `hostname` as last registered; None for an unknown project."""
         return self._read(project_id, "project.json")
 
-    def keep_image_failures(self, project_id: int, failures: Mapping[int, str]) -> None:
-        """Keeps why some tasks' images are left out, for the status; the embedding store holds the truth."""
+    def keep_image_failures(
+        self, project_id: int, failures: Mapping[int, str], transient: Collection[int] = ()
+    ) -> None:
+        """Keeps why some tasks' images are left out, for the status; the embedding store holds the truth.
+
+        `transient`: those of the tasks whose failure may pass.
+        """
         content = {str(task_id): reason for task_id, reason in sorted(failures.items())}
+        passing = {str(task_id): True for task_id in sorted(transient)}
         if content != self.image_failures(project_id):
             self._write(project_id, "image_failures.json", content)
+        if passing != self._passing_failures(project_id):
+            self._write(project_id, "transient_image_failures.json", passing)
+
+    def count_image_failures(self, project_id: int) -> dict[str, int]:
+        """How many tasks are left out by an image failure that may pass ("transient"), and that will not."""
+        failing = self.image_failures(project_id)
+        n_transient = len(failing.keys() & self._passing_failures(project_id).keys())
+        return {"transient": n_transient, "permanent": len(failing) - n_transient}
+
+    def _passing_failures(self, project_id: int) -> Mapping[str, Any]:
+        return self._read(project_id, "transient_image_failures.json") or {}
 
     def image_failures(self, project_id: int) -> dict[str, str]:
         """Task id (as text, for JSON) → why its image is left out."""
@@ -199,25 +226,30 @@ class Registry:
 
     # -- versions -------------------------------------------------------------------------------------------------
 
-    def new_version(self, project_id: int, n_labels: int, now: datetime) -> str:
-        """A version name never used before in this project: number, labels it knows, time."""
+    def new_version(self, project_id: int, n_labels: int, now: datetime, head_of: str | None = None) -> str:
+        """A version name never used before in this project: number, labels it knows, time, and whose head it has."""
         names = [*self.versions(project_id), self.published(project_id) or ""]
         number = max(map(version_number, names)) + 1
-        return f"v{number:04d}-{n_labels}labels-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+        source = f"-from-v{version_number(head_of):04d}" if head_of else ""
+        return f"v{number:04d}-{n_labels}labels-{now.astimezone(UTC):%Y%m%dT%H%M%SZ}{source}"
 
     def save(self, record: VersionRecord, head: Head | None) -> None:
-        """Stores a version for good; of one that is there only the record is ever changed, by `update`."""
+        """Stores a version for good: neither its record nor its head is ever written again."""
         from safetensors.numpy import save
 
-        files = {"head.safetensors": save(_tensors(head))} if head is not None else {}
-        files["record.json"] = _json_bytes(record.to_json())
+        content, files = record.to_json(), {}
+        if head is not None:
+            files["head.safetensors"] = save(_tensors(head))
+            content[_HEAD_DIGEST] = hashlib.sha256(files["head.safetensors"]).hexdigest()
+        files["record.json"] = _json_bytes(content)
         self._folder.create(_version_folder(record.project_id, record.version), files)
 
     def update(self, record: VersionRecord) -> None:
-        """Replaces the record of a kept version: its evaluation comes later than the version. Gone: nothing happens."""
-        name = f"{_version_folder(record.project_id, record.version)}/record.json"
-        if self._folder.exists(name):
-            self._folder.write(name, _json_bytes(record.to_json()))
+        """Keeps, beside a version, what its evaluation says; the other fields stay as saved. Gone: nothing happens."""
+        folder = _version_folder(record.project_id, record.version)
+        if self._folder.exists(f"{folder}/record.json"):
+            said = {name: value for name, value in record.to_json().items() if name in VersionRecord.EVALUATION}
+            self._folder.write(f"{folder}/evaluation.json", _json_bytes(said))
 
     def versions(self, project_id: int) -> list[str]:
         """All kept versions, newest first."""
@@ -225,13 +257,18 @@ class Registry:
         return sorted(filter(is_own_version, found), key=version_number, reverse=True)
 
     def record(self, project_id: int, version: str) -> VersionRecord:
-        """The version's record. Raises VersionNotFoundError."""
-        name = f"{_version_folder(project_id, version)}/record.json"
+        """The version's record with its evaluation; until there is one, with what was known before. A damaged
+        evaluation counts as none. Raises VersionNotFoundError.
+        """
+        folder = _version_folder(project_id, version)
+        name = f"{folder}/record.json"
         raw = self._read_json(name)
         if raw is None:
             raise VersionNotFoundError(f"project {project_id} keeps no version {version!r}")
+        said = self._read_json(f"{folder}/evaluation.json") or {}
+        said = {name: value for name, value in said.items() if name in VersionRecord.EVALUATION}
         try:
-            return VersionRecord.from_json(raw)
+            return VersionRecord.from_json({**raw, **said})
         except TypeError as exc:
             place = self._folder.place(name)
             raise VersionNotFoundError(f"the record of version {version} in {place} is damaged: {exc}") from exc
@@ -242,11 +279,15 @@ class Registry:
 
         if record.kind == "seed":
             return None
-        name = f"{_version_folder(record.project_id, record.version)}/head.safetensors"
+        folder = _version_folder(record.project_id, record.version)
+        name = f"{folder}/head.safetensors"
         try:
             content = self._folder.read(name)
             if content is None:
                 raise FileNotFoundError("there is no such file")
+            digest = (self._read_json(f"{folder}/record.json") or {}).get(_HEAD_DIGEST)
+            if digest not in (None, hashlib.sha256(content).hexdigest()):  # None: of a release that kept none
+                raise ValueError("its content is not what was saved")
             tensors = load(content)
             space = FeatureSpace(tensors["scale"], tensors["centre"])
             return Head(
@@ -269,6 +310,22 @@ class Registry:
         version = facts.get("version") if facts else None
         return version if isinstance(version, str) else None
 
+    def damage(self, project_id: int) -> str | None:
+        """What of the published version cannot be read, as a sentence; None when all can, or there is none yet.
+
+        Reads head and record, so it costs more than `published_record`.
+        """
+        version = self.published(project_id)
+        if version is None:
+            name = f"{int(project_id)}/published.json"
+            is_damaged = self._folder.exists(name)
+            return f"{self._folder.place(name)} does not say which version is published" if is_damaged else None
+        try:
+            self.head(self.record(project_id, version))
+        except VersionNotFoundError as exc:
+            return str(exc)
+        return None
+
     def published_record(self, project_id: int) -> VersionRecord | None:
         """The record of the published version; None before the first, or when its files are damaged."""
         version = self.published(project_id)
@@ -290,12 +347,38 @@ class Registry:
         return None
 
     def prune(self, project_id: int, keep: int) -> list[str]:
-        """Deletes all but the newest `keep` versions; the published one always stays. The names deleted."""
-        published = self.published(project_id)
-        stale = [version for version in self.versions(project_id)[keep:] if version != published]
+        """Deletes all but the newest `keep` versions; the published and the pinned one always stay. The names deleted.
+
+        Those made while the project is pinned, one with every label, all have the head of the pinned one and do not
+        count among the newest: other versions are not pushed out by them. Of them the newest stay, `keep` at most.
+        """
+        pin = self.pin(project_id)
+        needed = {self.published(project_id), pin.version if pin else None}
+        versions = self.versions(project_id)
+        own = [version for version in versions if not _has_head_of_another(version)]
+        copies = [version for version in versions if _has_head_of_another(version)]
+        stale = [version for version in (*own[keep:], *copies[keep:]) if version not in needed]
         for version in stale:
             self._folder.remove(_version_folder(project_id, version), first="record.json")
         return stale
+
+    # -- the pin --------------------------------------------------------------------------------------------------
+
+    def set_pin(self, project_id: int, pin: Pin) -> None:
+        """Keeps the project on this version's head, for every process and over restarts."""
+        self._write(project_id, "pin.json", asdict(pin))
+
+    def release_pin(self, project_id: int) -> None:
+        """Lets the project go on with heads of its own."""
+        self._folder.remove(f"{int(project_id)}/pin.json")
+
+    def pin(self, project_id: int) -> Pin | None:
+        """The pin; None without one, or when its file is damaged."""
+        raw = self._read(project_id, "pin.json") or {}
+        version = raw.get("version")
+        if not isinstance(version, str) or not is_own_version(version):
+            return None
+        return Pin(version, str(raw.get("since")), str(raw.get("by")))
 
     def _write(self, project_id: int, name: str, content: Mapping[str, Any]) -> None:
         self._folder.write(f"{int(project_id)}/{name}", _json_bytes(content))
@@ -312,6 +395,11 @@ class Registry:
             logger.error("cannot read path=%s: %s", self._folder.place(name), exc)
             return None
         return content if isinstance(content, dict) else None
+
+
+def _has_head_of_another(version: str) -> bool:
+    match = _VERSION.fullmatch(version)
+    return match is not None and match.group(2) is not None
 
 
 def _version_folder(project_id: int, version: str) -> str:

@@ -8,6 +8,7 @@ Embeddings may also be a torch tensor: the same functions then work on its devic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -53,6 +54,27 @@ _GROUP = 16  # columns of which the smallest is looked at first
 _N_STARTS = 16  # selected rows that all rows are compared with at once: about as dear as reading the rows
 
 
+@dataclass(frozen=True, eq=False)
+class Typicality:
+    """How typical rows are of all, and what that was measured by; see `typicality`.
+
+    values: (N,) of the rows, in 0..1.
+    references: (M, D) the rows among which neighbours were sought.
+    scale: mean distance of all rows to their `n_neighbors` nearest.
+    """
+
+    values: Floats
+    references: NDArray[Any]
+    n_neighbors: int
+    scale: float
+
+    def of_others(self, rows: NDArray[Any]) -> Floats:
+        """The same (K,) of rows (K, D) that were not there then, by the same measure."""
+        both = np.concatenate([rows, self.references])
+        distances = neighbor_distances(both, self.n_neighbors, np.arange(len(rows), len(both)))[: len(rows)]
+        return _typicality(distances, self.scale)
+
+
 def typicality(
     embeddings: ArrayLike | torch.Tensor, n_neighbors: int = 20, *, random_state: int = 0, exact_rows: int | None = None
 ) -> Floats:
@@ -70,18 +92,41 @@ def typicality(
 
     Raises SelectionError if the embeddings are not (N, D) or not finite, or `n_neighbors` is below 1.
     """
+    values, *_ = _measured(embeddings, n_neighbors, random_state, exact_rows)
+    return values
+
+
+def measure_typicality(
+    embeddings: ArrayLike, n_neighbors: int = 20, *, random_state: int = 0, exact_rows: int | None = None
+) -> Typicality:
+    """`typicality`, with what measures it for rows that come later."""
+    rows = as_rows(embeddings)
+    values, reference, n_neighbors, scale = _measured(rows, n_neighbors, random_state, exact_rows)
+    return Typicality(values, rows[reference], n_neighbors, scale)
+
+
+def _measured(
+    embeddings: ArrayLike | torch.Tensor, n_neighbors: int, random_state: int, exact_rows: int | None
+) -> tuple[Floats, Indices, int, float]:
+    """The typicality of all rows, the reference rows, the number of neighbours and the scale."""
     check_selection(embeddings, budget=0)
     if n_neighbors < 1:
         raise SelectionError(f"n_neighbors is {n_neighbors}; expected at least 1")
-    reference = _reference_rows(n_rows_of(embeddings), exact_rows or EXACT_TYPICALITY_ROWS, random_state=random_state)
-    if len(reference) < n_rows_of(embeddings):
-        fewer = max(round(n_neighbors * len(reference) / n_rows_of(embeddings)), MIN_SAMPLED_NEIGHBORS)
+    n_rows = n_rows_of(embeddings)
+    reference = _reference_rows(n_rows, exact_rows or EXACT_TYPICALITY_ROWS, random_state=random_state)
+    if len(reference) < n_rows:
+        fewer = max(round(n_neighbors * len(reference) / n_rows), MIN_SAMPLED_NEIGHBORS)
         n_neighbors = min(n_neighbors, fewer)
     distances = neighbor_distances(embeddings, n_neighbors, reference)
-    if distances.size == 0:
+    scale = float(distances.mean()) if distances.size else 0.0
+    return _typicality(distances, scale), reference, n_neighbors, scale
+
+
+def _typicality(distances: Rows, scale: float) -> Floats:
+    if not distances.size or scale <= 0:
         return np.ones(len(distances))
-    scale = distances.mean()
-    return np.exp(-distances / scale).mean(axis=1) if scale > 0 else np.ones(len(distances))
+    typical: Floats = np.exp(-distances / scale).mean(axis=1)
+    return typical
 
 
 def neighbor_distances(

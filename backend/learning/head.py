@@ -168,6 +168,7 @@ def choose_settings(
     strengths: Sequence[float] = STRENGTHS,
     detail_weights: Sequence[float] = DETAIL_WEIGHTS,
     never_held_out: NDArray[np.bool_] | None = None,
+    weights: Floats | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[HeadSettings, CrossValidation | None]:
     """The settings under which heads predict labels best that they were not trained on, and how well they do.
@@ -184,6 +185,8 @@ def choose_settings(
     3. The temperature is the one at which the probabilities fit held-out labels best (`learning.calibration`);
        strengths are compared at their best temperatures.
 
+    `weights` as for `fit`; every label held out counts alike.
+
     Folds are stratified. A class with one example is always trained on and never held out, and so are the labels that
     `never_held_out` (n,) marks: those by which a backbone was fine-tuned, for it would know the answers. Without two
     classes of at least two examples nothing can be evaluated, and `DEFAULT_STRENGTH` is used.
@@ -198,7 +201,7 @@ def choose_settings(
     folds = _deal_folds(targets, never_held_out, random_state=random_state)
     if folds is None:
         return HeadSettings(weight), None
-    problem = _pool_problem(pool, weight, indices, targets, folds, MAX_FOLD_ROWS)
+    problem = _pool_problem(pool, weight, indices, targets, folds, MAX_FOLD_ROWS, weights)
     problem.interrupted = interrupted
     evaluated = np.flatnonzero(folds >= 0)
     lowest, solution, best, evaluation = np.inf, None, HeadSettings(weight), None
@@ -220,6 +223,7 @@ def fit(
     settings: HeadSettings,
     *,
     start: FitResult | None = None,
+    weights: Floats | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> FitResult:
     """A head learned from labels and from the whole pool, with settings that are known.
@@ -235,7 +239,8 @@ def fit(
        minimization*; for few labels Boudiaf et al. 2020, https://arxiv.org/abs/2008.11297), which pays from some
        labels per class on. The classes' mean probabilities are held, by their divergence, at those of the head fitted
        without it; even shares instead cost up to 5 points where classes are uneven.
-    3. Labels of rare classes weigh more, so that all classes weigh the same (`class_weights`).
+    3. Labels of rare classes weigh more, so that all classes weigh the same (`class_weights`), and those that are
+       trusted less weigh less: `weights` (n,), above 0 and 1 at most; None: 1 each.
     4. The rest of the loss is scikit-learn's, `½‖W‖² + strength · Σ weight · cross-entropy` with a free bias (with two
        classes both rows are penalised, so strength C equals scikit-learn's two-class C of 2·C).
 
@@ -248,7 +253,7 @@ def fit(
     """
     indices = np.asarray(rows, dtype=np.intp)
     _, classes, targets = _checked(pool.embeddings[indices], labels)
-    problem = _pool_problem(pool, settings.detail_weight, indices, targets, None, MAX_UNLABELED_ROWS)
+    problem = _pool_problem(pool, settings.detail_weight, indices, targets, None, MAX_UNLABELED_ROWS, weights)
     problem.interrupted = interrupted
     first = last = None
     if start is not None and _fits(start, classes, settings, problem):
@@ -381,15 +386,17 @@ def _leave_one_out_error(features: Features, targets: NDArray[np.intp], judged: 
     return min(errors)
 
 
-def class_weights(targets: NDArray[np.intp]) -> Floats:
+def class_weights(targets: NDArray[np.intp], trust: Floats | None = None) -> Floats:
     """What a label of each class (C,) weighs: n / (C · n_c), scikit-learn's "balanced", and 10 at most.
+
+    Labels are counted by how much they are trusted, `trust` (n,); None: 1 each.
 
     Labels that were asked for do not come in the classes' shares. Weighted so, heads are more accurate on even pools
     (clothing photos, 60 labels of the first batch: 0.69 against 0.68) and on uneven ones (0.74 against 0.73; mean
     over the classes 0.62 against 0.57).
     """
-    counts = np.bincount(targets)
-    weights: Floats = np.minimum(len(targets) / (len(counts) * counts), MAX_CLASS_WEIGHT)
+    counts = np.bincount(targets, weights=trust)
+    weights: Floats = np.minimum(counts.sum() / (len(counts) * counts), MAX_CLASS_WEIGHT)
     return weights
 
 
@@ -400,17 +407,19 @@ def _pool_problem(
     targets: NDArray[np.intp],
     folds: NDArray[np.intp] | None,
     n_unlabeled: int,
+    weights: Floats | None,
 ) -> _Problem:
     """The fit of the labeled rows and of up to `n_unlabeled` unlabeled ones: one problem for each fold, else one."""
     n_labels, n_classes = len(rows), int(targets.max()) + 1
     n_problems = 1 if folds is None else int(folds.max()) + 1
     one_hot = np.eye(n_classes)[targets]  # (n, C)
     is_held_out = np.zeros((n_labels, 1), bool) if folds is None else folds[:, None] == np.arange(n_problems)
-    trained = ~is_held_out * class_weights(targets)[targets, None]  # (n, F)
+    own = class_weights(targets, weights)[targets]  # (n,)
+    trained = ~is_held_out * (own if weights is None else own * weights)[:, None]  # (n, F)
 
     graph = pool.graph(detail_weight)
     sample = evenly_spaced(len(graph.rows), n_unlabeled)  # the same at every label, but for those labeled since
-    sample = sample[~np.isin(graph.rows[sample], rows)]
+    sample = sample[(graph.rows[sample] >= 0) & ~np.isin(graph.rows[sample], rows)]
     mass = SOFT_LABELS * n_classes / n_labels
     soft: Floats = np.zeros((len(sample), n_problems, n_classes))  # (U, F, C)
     if mass >= LEAST_SOFT_SHARE * n_labels:

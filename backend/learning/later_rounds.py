@@ -264,7 +264,12 @@ def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: i
 
 
 def expected_rarity(state: RoundState) -> Floats:
-    """What the candidates' utilities (U,) are multiplied by: `Σ p_c · √(n̄ / n_c)`, about 1 while classes are even.
+    """What the candidates' utilities (U,) are multiplied by; see `rarity`."""
+    return rarity(state.probabilities, np.bincount(state.targets, minlength=state.probabilities.shape[1]))
+
+
+def rarity(probabilities: Floats, counts: NDArray[np.integer[Any]]) -> Floats:
+    """`Σ p_c · √(n̄ / n_c)` (U,) of class probabilities (U, C) and label counts (C,), about 1 while classes are even.
 
     n_c is the number of labels of class c and n̄ their mean. In a pool where classes are uneven, uncertainty alone asks
     on and on about the frequent ones, which have most of the doubtful images. Measured with margin on five pools of
@@ -273,9 +278,7 @@ def expected_rarity(state: RoundState) -> Floats:
     (Places kept for images far from all labels, for the sake of classes not yet seen, found those no sooner, and cost
     two points in the same pools.)
     """
-    counts = np.bincount(state.targets, minlength=state.probabilities.shape[1])
-    rarity: Floats = np.sqrt(max(counts.mean(), 1) / np.maximum(counts, 1))  # (C,)
-    expected: Floats = state.probabilities @ rarity
+    expected: Floats = probabilities @ np.sqrt(max(counts.mean(), 1) / np.maximum(counts, 1))
     return expected
 
 

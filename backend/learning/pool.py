@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sparse
 from numpy.typing import NDArray
 
-from backend.learning.coreset import row_blocks, typicality
+from backend.learning.coreset import Typicality, measure_typicality, row_blocks
 from backend.learning.features import Features, FeatureSpace, pool_space, principal_axes
 from backend.learning.spreading import MAX_NODES, NeighborGraph, entry_points, neighbor_graph, node_rows
 
@@ -26,6 +26,9 @@ LEAST_AXES = 256
 BASES_BYTES = 512 * 2**20
 """Memory for coordinates along axes, of all weights of the details together: three of 170,000 images at `LEAST_AXES`.
 Those of the weight in use are kept in any case."""
+
+MOST_CHANGED = 0.5
+"""A pool of which a larger share is new or gone since its spaces and graphs were made is looked at afresh."""
 
 Made = TypeVar("Made")
 
@@ -50,6 +53,10 @@ class Basis:
         return Basis(self.mean, self.axes[:, :n_axes], self.coordinates[:, :n_axes], n_axes)
 
 
+Inherited = dict[float, tuple[Made, NDArray[np.intp]]]
+"""By weight, what an earlier state of a pool had, and which of its rows each row (N,) is now; -1 for new ones."""
+
+
 class Pool:
     """Embeddings (N, D) of all images, labeled or not, and the spaces and graphs made from them when first asked for.
 
@@ -71,9 +78,38 @@ class Pool:
         self._locks: dict[tuple[str, float], RLock] = {}
         self._spaces: dict[float, FeatureSpace] = {}
         self._graphs: dict[float, NeighborGraph] = {}
-        self._typicality: dict[float, Floats] = {}
+        self._typicality: dict[float, Typicality] = {}
         self._bases: dict[float, Basis] = {}
         self._entries: dict[float, dict[int, Any]] = {}
+        self._inherited_typicality: Inherited[Typicality] = {}
+        self._inherited_bases: Inherited[Basis] = {}
+        self._n_known = len(embeddings)  # of the images that spaces, graphs and axes are made from
+        self._n_changed = 0  # images that came or went since
+
+    def changed(self, embeddings: NDArray[np.floating[Any]], rows: NDArray[np.intp]) -> Pool:
+        """The pool (N, D) of now, of which this one is an earlier state; `rows` (N,) as in this one, -1 for new images.
+
+        Spaces, graphs and axes stay those of the images they were made from, and only what belongs to new images is
+        computed. After many changes (`MOST_CHANGED`) everything is made anew.
+        """
+        successor = Pool(embeddings, self.n_details)
+        n_kept = int((rows >= 0).sum())
+        n_changed = self._n_changed + (len(rows) - n_kept) + (len(self.embeddings) - n_kept)
+        if n_changed > MOST_CHANGED * self._n_known:
+            return successor
+        successor._n_known, successor._n_changed = self._n_known, n_changed
+        row_of = np.full(len(self.embeddings), -1, dtype=np.intp)
+        row_of[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        # A thread may be preparing this pool: what is not made by now is made by the new one for itself.
+        successor._spaces = dict(self._spaces)
+        successor._graphs = {weight: graph.moved(row_of) for weight, graph in list(self._graphs.items())}
+        for weight, entries in list(self._entries.items()):
+            moved = {int(row_of[row]): entry for row, entry in list(entries.items())}
+            moved.pop(-1, None)
+            successor._entries[weight] = moved
+        successor._inherited_typicality = _handed_on(self._typicality, self._inherited_typicality, rows)
+        successor._inherited_bases = _handed_on(self._bases, self._inherited_bases, rows)
+        return successor
 
     def space(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> FeatureSpace:
         """The features in which details count with this weight."""
@@ -97,10 +133,17 @@ class Pool:
     def typicality(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT) -> Floats:
         """How typical each image is of all, (N,) in 0..1; see `coreset.typicality`. About a second for 5,000 images."""
 
-        def make() -> Floats:
-            return typicality(self.space(detail_weight).half_features(self.embeddings), exact_rows=MAX_NODES)
+        def make() -> Typicality:
+            inherited, space = self._inherited_typicality.pop(detail_weight, None), self.space(detail_weight)
+            if inherited is None:
+                return measure_typicality(space.half_features(self.embeddings), exact_rows=MAX_NODES)
+            before, rows = inherited
+            new = np.flatnonzero(rows < 0)
+            values = before.values[rows]
+            values[new] = before.of_others(space.half_features(self.embeddings, new))
+            return replace(before, values=values)
 
-        return self._once("typicality", self._typicality, detail_weight, make)
+        return self._once("typicality", self._typicality, detail_weight, make).values
 
     def basis(self, detail_weight: float = DEFAULT_DETAIL_WEIGHT, n_labels: int = 0) -> Basis:
         """Principal axes of the features of the graph's nodes, and where all images lie along them.
@@ -114,8 +157,12 @@ class Pool:
             n_axes *= 2
         with self._lock("basis", detail_weight):
             known = self._bases.get(detail_weight)
+            if known is None:
+                known = self._inherited_basis(detail_weight)
             if known is None or known.n_wanted < n_axes:
-                known = self._bases[detail_weight] = self._basis(detail_weight, n_axes)
+                known = self._basis(detail_weight, n_axes)
+            if known is not self._bases.get(detail_weight):
+                self._bases[detail_weight] = known
                 self._make_room(detail_weight)
         return known.first(n_axes)
 
@@ -123,11 +170,25 @@ class Pool:
         nodes = self.graph(detail_weight).features
         mean = nodes.mean(axis=0, dtype=np.float64)
         axes = principal_axes(nodes - mean)[:, :n_axes]
-        coordinates = np.empty((len(self.embeddings), axes.shape[1]), dtype=np.float32)
-        for block in row_blocks(len(self.embeddings), width=self.embeddings.shape[1]):
-            features = self.space(detail_weight).features(self.embeddings[block])
+        return Basis(mean, axes, self._coordinates(detail_weight, mean, axes, np.arange(len(self.embeddings))), n_axes)
+
+    def _inherited_basis(self, detail_weight: float) -> Basis | None:
+        inherited = self._inherited_bases.pop(detail_weight, None)
+        if inherited is None:
+            return None
+        before, rows = inherited
+        new = np.flatnonzero(rows < 0)
+        coordinates = before.coordinates[rows]
+        coordinates[new] = self._coordinates(detail_weight, before.mean, before.axes, new)
+        return replace(before, coordinates=coordinates)
+
+    def _coordinates(self, detail_weight: float, mean: Floats, axes: Floats, rows: NDArray[np.intp]) -> Features:
+        """Coordinates (M, R) of some rows along axes."""
+        coordinates = np.empty((len(rows), axes.shape[1]), dtype=np.float32)
+        for block in row_blocks(len(rows), width=self.embeddings.shape[1]):
+            features = self.space(detail_weight).features(self.embeddings[rows[block]])
             coordinates[block] = (features - mean.astype(np.float32)) @ axes.astype(np.float32)
-        return Basis(mean, axes, coordinates, n_axes)
+        return coordinates
 
     def prepare(self, detail_weights: Sequence[float], *, n_labels: int = 0, with_typicality: bool = True) -> None:
         """Makes what heads and queues need, under the first of the weights and as many others as there is room for.
@@ -142,10 +203,11 @@ class Pool:
             if with_typicality:
                 self.typicality(weight)
             self.basis(weight, n_labels)
+        self._inherited_bases.clear()  # those there was no room for
 
     def is_ready(self, detail_weight: float) -> bool:
         """Whether the axes of this weight are there, `prepare`'s last act; its first head need not wait for them."""
-        return detail_weight in self._bases
+        return detail_weight in self._bases or detail_weight in self._inherited_bases
 
     def _n_bytes(self) -> int:
         return sum(basis.coordinates.nbytes for basis in list(self._bases.values()))
@@ -180,3 +242,11 @@ class Pool:
             found = entry_points(graph, new, self.space(detail_weight).features(self.embeddings[new])).tocsc()
             known.update({row: found[:, column] for column, row in enumerate(new.tolist())})
         return sparse.hstack([known[row] for row in rows.tolist()], format="csr")
+
+
+def _handed_on(made: dict[float, Made], inherited: Inherited[Made], rows: NDArray[np.intp]) -> Inherited[Made]:
+    """What a pool made and inherited, for the next one; `rows` (N,) are the next one's in it."""
+    handed_on = {
+        weight: (thing, np.where(rows < 0, -1, before[rows])) for weight, (thing, before) in list(inherited.items())
+    }
+    return handed_on | {weight: (thing, rows) for weight, thing in list(made.items())}

@@ -39,7 +39,8 @@ _BLOCK_ROWS = 1024
 class NeighborGraph:
     """The graph of a pool's images.
 
-    rows: (M,) which rows of the pool are its nodes, ascending; all of them in pools of up to `MAX_NODES`.
+    rows: (M,) which rows of the pool are its nodes, ascending; all of them in pools of up to `MAX_NODES`. -1 for a node
+        whose image has left the pool since (`moved`).
     features: (M, D) theirs.
     links: (M, M) sparse, symmetric, normalised so that its largest eigenvalue is 1.
     """
@@ -47,6 +48,10 @@ class NeighborGraph:
     rows: NDArray[np.intp]
     features: Features
     links: Any
+
+    def moved(self, row_of: NDArray[np.intp]) -> NeighborGraph:
+        """The same graph for a pool in which row i is row `row_of[i]`, -1 if it is not there any more."""
+        return NeighborGraph(np.where(self.rows < 0, -1, row_of[self.rows]), self.features, self.links)
 
 
 def node_rows(n_rows: int) -> NDArray[np.intp]:
@@ -103,8 +108,8 @@ def entry_points(graph: NeighborGraph, rows: NDArray[np.intp], features: Feature
 
     `features` (n, D) are those of the rows. Every column sums to 1.
     """
-    position = np.searchsorted(graph.rows, rows)
-    position[position == len(graph.rows)] = 0
+    order = np.argsort(graph.rows, kind="stable")
+    position = order[np.minimum(np.searchsorted(graph.rows[order], rows), len(order) - 1)]
     inside = graph.rows[position] == rows
     outside = np.flatnonzero(~inside)
     weights, nodes = _nearest(features[outside], graph.features, itself=None)

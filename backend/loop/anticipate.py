@@ -19,7 +19,7 @@ from backend.errors import FitInterruptedError
 from backend.learning.head import FitResult
 from backend.learning.later_rounds import ASK_OUT_OF_FOLD, LATER_ROUND_STRATEGIES
 from backend.learning.pool import Pool
-from backend.loop.rounds import POOLS_KEPT, Chosen, Round, Stopwatch, plan_round
+from backend.loop.rounds import POOLS_KEPT, Chosen, Round, RoundHead, Stopwatch, plan_round
 from backend.loop.seed import Seed
 from backend.schema import TrainingLabels
 
@@ -44,7 +44,13 @@ class RoundInputs:
     start: FitResult | None
     seen: frozenset[int]
 
-    def plan(self, settings: Settings, watch: Stopwatch, interrupted: Callable[[], bool] = lambda: False) -> Round:
+    def plan(
+        self,
+        settings: Settings,
+        watch: Stopwatch,
+        interrupted: Callable[[], bool] = lambda: False,
+        kept: RoundHead | None = None,
+    ) -> Round:
         """The round; raises FitInterruptedError once `interrupted` says that it is no longer wanted."""
         return plan_round(
             self.table,
@@ -58,6 +64,7 @@ class RoundInputs:
             start=self.start,
             seen=self.seen,
             interrupted=interrupted,
+            kept=kept,
         )
 
     def same_as(self, other: RoundInputs) -> bool:

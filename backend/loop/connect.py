@@ -10,6 +10,7 @@ from typing import Any
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import UNCERTAINTY_SAMPLING, WEBHOOK_ACTIONS, LabelStudioClient
 from backend.adapters.registry import Registry
+from backend.addresses import same_address
 from backend.choices import parse_labeling_config
 from backend.config import Settings
 from backend.errors import LabelStudioError
@@ -163,11 +164,6 @@ def webhook_faults(webhook: Mapping[str, Any], headers: Mapping[str, str]) -> li
     if wrong:
         faults.append("its headers lack or differ in " + ", ".join(wrong))
     return faults
-
-
-def same_address(one: str, other: str) -> bool:
-    """Whether two addresses are the same but for a closing slash."""
-    return one.rstrip("/") == other.rstrip("/")
 
 
 def explain_refusal(exc: LabelStudioError, url: str) -> str:

@@ -12,6 +12,7 @@ from backend.adapters.images import ImageLoader
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import UNCERTAINTY_SAMPLING, LabelStudioClient
 from backend.adapters.registry import Registry
+from backend.addresses import same_address
 from backend.choices import ChoicesConfig, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import BackendError, ImageError, LabelingConfigError, LabelStudioError, RedisUnavailableError
@@ -20,14 +21,17 @@ from backend.loop.connect import (
     PROJECT_HEADER,
     SECRET_HEADER,
     explain_refusal,
-    same_address,
     webhook_faults,
 )
+from backend.loop.retries import Retries
 from backend.loop.validation import ground_truth_tasks, how_to_label, keep_aside
 from backend.schema import Check, Project, Task, ValidationFilter
 
 HEALTH_TIMEOUT_S = 1.0
 """What Label Studio itself allows /health."""
+
+READY_TIMEOUT_S = 10.0
+"""/ready answers within a few seconds whatever hangs."""
 
 N_IMAGES_TRIED = 3
 
@@ -50,7 +54,9 @@ class Doctor:
         load_backbone: Callable[[], Backbone],
         settings: Settings,
         webhook_secret: str,
+        retries: Retries,
     ) -> None:
+        self._retries = retries
         self._label_studio = label_studio
         self._registry = registry
         self._jobs = jobs
@@ -63,7 +69,10 @@ class Doctor:
         """One check after the other, as they are made; projects: the given ones, else all connected ones."""
         yield from self._redis()
         yield self._backbone()
-        yield self._backend()
+        backend = self._backend()
+        yield backend
+        if backend.ok:
+            yield self._readiness()
         reachable = yield from self._label_studio_itself()
         if not reachable:
             return
@@ -137,6 +146,31 @@ class Doctor:
             )
         return Check("this backend", True, f"{settings.backend_url} answers in {took:.2f} s")
 
+    def _readiness(self) -> Check:
+        """What the web service itself can reach, which may be another machine with other settings than this command."""
+        name = "this backend is ready"
+        settings = self._settings
+        auth = (settings.backend_user, settings.backend_password) if settings.backend_password else None
+        try:
+            answer = httpx.get(f"{settings.backend_url}/ready", auth=auth, timeout=READY_TIMEOUT_S)
+            found = dict(answer.json().get("checks", {})) if answer.status_code in (200, 503) else {}
+        except (httpx.HTTPError, ValueError, TypeError, AttributeError) as exc:
+            return Check(name, False, f"/ready gives no answer ({type(exc).__name__})", "look into its log")
+        if answer.status_code == 200:
+            return Check(name, True, f"{len(found)} checks of its own pass")
+        if answer.status_code != 503:
+            return Check(
+                name, False, f"/ready answers {answer.status_code}", "restart the web service, it is another release"
+            )
+        shown = {check: item for check, item in found.items() if isinstance(item, dict)}
+        broken = [f"{check}: {item.get('found')}" for check, item in shown.items() if not item.get("ok")]
+        return Check(
+            name,
+            False,
+            "; ".join(broken) or "it does not say why",
+            "cure what is named; if all is well below, give the web service the settings of this command",
+        )
+
     def _label_studio_itself(self) -> Generator[Check, None, bool]:
         kind = self._label_studio.token_kind()
         try:
@@ -151,6 +185,7 @@ class Doctor:
 
     def _project(self, project_id: int) -> Iterator[Check]:
         label = f"project {project_id}: "
+        yield from self._jobs_of(label, project_id)
         try:
             project = self._label_studio.project(project_id)
         except LabelStudioError as exc:
@@ -187,6 +222,25 @@ class Doctor:
             return
         yield self._image_access(label, project_id, config.image_field, tasks)
         yield from self._validation(label, project_id, config, tasks)
+
+    def _jobs_of(self, label: str, project_id: int) -> Iterator[Check]:
+        """Jobs that are failing, with the reason; nothing if none is, or Redis is away, which another check tells."""
+        try:
+            failures = self._retries.failures(project_id)
+        except RedisUnavailableError:
+            return
+        for failure in failures:
+            shown = failure.shown()
+            again = f"tried again at {shown['next_try']}" if failure.next_try else "not tried again by itself"
+            cure = "do what it says" if failure.needs_a_person else "if it stays, do what it says, or look into the log"
+            if failure.next_try is None:
+                cure = "press Start Training in Label Studio once it is cured"
+            yield Check(
+                f"{label}{failure.work}",
+                False,
+                f"failed {failure.times} times since {shown['since']}, {again}: {failure.reason}",
+                cure,
+            )
 
     def _connection(self, label: str, project_id: int) -> Check:
         """Listing the backends makes Label Studio call ours, so its state is the other direction's check."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -15,12 +15,13 @@ from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingRow, EmbeddingStore, EmbeddingTable, ImageFailure
 from backend.adapters.images import ImageLoader
 from backend.adapters.jobs import PLAN_LOCK, RETRAIN_QUEUE, Jobs
-from backend.adapters.label_studio import LabelStudioClient
+from backend.adapters.label_studio import TASKS_PER_PAGE, LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.choices import parse_labeling_config
 from backend.errors import ImageError
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches, n_loaders
 from backend.loop.projects import register_project
+from backend.loop.shards import Shards, WorkingSet
 from backend.schema import Progress, Task, ValidationFilter, ValidationSplit
 from backend.storage import Place
 
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 2.0
 """Pause between two writes of embeddings: what a killed worker has to do again, at most. A write takes about 15 ms."""
+
+LISTING_LASTS_S = 300.0
+"""How old a listing may become that is interrupted again and again; tasks may have changed since it began, and what did
+is asked for once more by the reconciliation."""
 
 
 class Embedder:
@@ -43,6 +48,7 @@ class Embedder:
         registry: Registry,
         batch_size: int,
         validation_filter: ValidationFilter | None,
+        shards: Shards,
     ) -> None:
         self._label_studio = label_studio
         self._images = images
@@ -51,43 +57,70 @@ class Embedder:
         self._registry = registry
         self._batch_size = batch_size
         self._validation_filter = validation_filter
+        self._shards = shards
         self._stores: dict[Place, EmbeddingStore] = {}
+        # Listings of tasks that a retrain interrupted: when they began, and what they hold by now.
+        self._listings: dict[int, tuple[float, list[Task]]] = {}
 
     def backbone(self, project_id: int) -> Backbone:
         """The project's backbone; may be another one at the next call."""
         return self._backbone_of(project_id)
 
-    def table(self, project_id: int, fingerprint: str | None = None, dim: int | None = None) -> EmbeddingTable:
-        """All embeddings of the project, of its backbone unless another fingerprint and dim are named."""
-        return self._store(project_id, fingerprint, dim).read()
+    def index(self, project_id: int, fingerprint: str | None = None, dim: int | None = None) -> EmbeddingTable:
+        """Which tasks have an embedding, of its backbone unless another fingerprint and dim are named; no numbers."""
+        return self._store(project_id, fingerprint, dim).index()
+
+    def working_set(self, project_id: int, backbone: Backbone, task_ids: Collection[int]) -> WorkingSet:
+        """The embeddings to learn and choose from; those of `task_ids` are among them, as far as there are any."""
+        store = self._store(project_id, backbone.fingerprint, backbone.dim)
+        return self._shards.working_set(project_id, store, backbone.fingerprint, task_ids)
+
+    def request_searches(self, project_id: int, backbone: Backbone) -> int:
+        """Asks for the searches of shards that are due; how many. A small project has none."""
+        store = self._store(project_id, backbone.fingerprint, backbone.dim)
+        return self._shards.request(project_id, store, backbone.fingerprint)
+
+    def search(self, project_id: int, shard: int) -> bool:
+        """Searches a shard of a large project; see `Shards.search`."""
+        backbone = self.backbone(project_id)
+        return self._shards.search(project_id, shard, self._store(project_id), backbone)
 
     def rows(self, project_id: int, task_ids: Sequence[int], fingerprint: str, dim: int) -> EmbeddingTable:
         """The embeddings of some tasks, without reading all the others into memory."""
         return self._store(project_id, fingerprint, dim).take(task_ids)
 
-    def plan(self, project_id: int) -> int:
+    def plan(self, project_id: int) -> int | None:
         """Compares the store with the project's tasks, queues batches of what is missing; the number missing.
 
         Tasks that are gone, or show another image than the one embedded, lose their embedding. When nothing is
-        missing any more a retrain is requested, for the pool may have changed.
+        missing any more a retrain is requested, for the pool may have changed. None when a retrain began to wait while
+        tasks were listed: the rest is queued again, behind it.
         """
         self._jobs.begin(project_id, "plan_embedding")
         project = self._label_studio.project(project_id)
         config = parse_labeling_config(project.label_config)
         register_project(self._registry, project)
-        tasks, split_changed = self._list_tasks(project_id, config.image_field)
+        tasks = self._listed(project_id, config.image_field)
+        if tasks is None:
+            self._jobs.request_embedding(project_id)
+            return None
+        split_changed = self._keep_split(project_id, tasks)
         with self._jobs.project_lock(project_id, PLAN_LOCK):
             return self._plan(project_id, tasks, split_changed)
 
     def _plan(self, project_id: int, tasks: Sequence[Task], split_changed: bool) -> int:
         n_gone = self._forget_all_but(project_id, tasks)
-        table = self.table(project_id)
+        table = self.index(project_id)
         missing = missing_tasks(table, tasks)
         self._registry.keep_image_failures(
-            project_id, {task_id: failure.reason for task_id, failure in table.failures.items()}
+            project_id,
+            {task_id: failure.reason for task_id, failure in table.failures.items()},
+            transient=[task_id for task_id, failure in table.failures.items() if failure.transient],
         )
         self._jobs.set_progress(project_id, Progress(len(tasks) - len(missing), len(tasks)))
-        if split_changed or not missing:
+        # Of a large project the last search asks for the retrain.
+        searching = not missing and self.request_searches(project_id, self.backbone(project_id)) > 0
+        if split_changed or not (missing or searching):
             self._jobs.request_retrain(project_id)
         if not missing:
             return 0
@@ -114,7 +147,7 @@ class Embedder:
 
         The tasks come with their `listed_fields`.
         """
-        if missing_tasks(self.table(project_id), tasks):
+        if missing_tasks(self.index(project_id), tasks):
             return False
         wanted, split = self._validation_filter, self._registry.validation_split(project_id)
         if wanted is None or not wanted.field:
@@ -219,6 +252,7 @@ class Embedder:
     def discard(self, project_id: int, fingerprint: str) -> None:
         """Deletes all embeddings of a backbone that is no longer needed."""
         self._store(project_id, fingerprint, 0).discard()
+        self._shards.discard(project_id, fingerprint)
         self._stores.pop(self._registry.project_directory(project_id) / "embeddings" / fingerprint)
 
     def forget_deleted(self, project_id: int) -> int:
@@ -236,23 +270,38 @@ class Embedder:
             return None
         split = self._registry.validation_split(project_id)
         if split is None or split.filter != str(self._validation_filter):
-            self._list_tasks(project_id, image_field)
+            tasks = self._label_studio.tasks(project_id, image_field, fields=self.listed_fields)
+            self._keep_split(project_id, tasks)
             split = self._registry.validation_split(project_id)
         return split
 
-    def _list_tasks(self, project_id: int, image_field: str) -> tuple[list[Task], bool]:
-        """All tasks of the project; the validation split among them is kept, and whether it changed told."""
+    def _listed(self, project_id: int, image_field: str) -> list[Task] | None:
+        """All tasks of the project; None when a retrain began to wait, and the next call goes on from there."""
+        began, tasks = self._listings.pop(project_id, (0.0, []))
+        if time.monotonic() - began > LISTING_LASTS_S:
+            began, tasks = time.monotonic(), []
+        while True:
+            last = tasks[-1].id if tasks else 0
+            page = self._label_studio.tasks_after(project_id, image_field, last, fields=self.listed_fields)
+            tasks += page
+            if len(page) < TASKS_PER_PAGE:
+                return tasks
+            if self._jobs.retrain_waits():
+                self._listings[project_id] = began, tasks
+                return None
+
+    def _keep_split(self, project_id: int, tasks: Sequence[Task]) -> bool:
+        """Keeps the validation split among all tasks, with their `listed_fields`; whether it changed."""
         wanted = self._validation_filter
         if wanted is None or not wanted.field:
-            return self._label_studio.tasks(project_id, image_field), False
-        tasks = self._label_studio.tasks(project_id, image_field, fields=wanted.fields)
+            return False
         taken = frozenset(task.id for task in tasks if wanted.holds(task.fields))
         newest = max((task.id for task in tasks), default=0)
-        return tasks, self._registry.keep_validation_split(project_id, ValidationSplit(str(wanted), taken, newest))
+        return self._registry.keep_validation_split(project_id, ValidationSplit(str(wanted), taken, newest))
 
     def _forget_all_but(self, project_id: int, tasks: Sequence[Task]) -> int:
         task_ids = {task.id for task in tasks}
-        gone = [task_id for task_id in self.table(project_id).references if task_id not in task_ids]
+        gone = [task_id for task_id in self.index(project_id).references if task_id not in task_ids]
         if gone:
             self.forget(project_id, gone)
         return len(gone)

@@ -11,12 +11,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import FitInterruptedError, VersionNotFoundError
 from backend.learning.head import DETAIL_WEIGHTS, CrossValidation, Head
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
+from backend.loop.agreement import agreement_fields
 from backend.loop.inputs import InputReader, Inputs
 from backend.loop.ledger import READ_EVERYTHING, Ledger
 from backend.loop.outlook import (
@@ -28,7 +33,7 @@ from backend.loop.outlook import (
     same_labels_offered,
 )
 from backend.loop.rounds import Chosen, Stopwatch, evaluate_labels, unlabeled
-from backend.loop.validation import describe, measure
+from backend.loop.validation import Measurement, describe, measure
 from backend.schema import CurvePoint, VersionRecord
 
 logger = logging.getLogger(__name__)
@@ -41,7 +46,7 @@ CROSS_VALIDATED = f"cross-validated on the labeled tasks, {_LABELED_BECAUSE_HARD
 _CARRIED = (
     "accuracy", "accuracy_kind", "accuracy_interval", "log_loss", "cross_validated_accuracy", "calibration_error",
     "expected_accuracy", "validation_tasks", "validation_labels", "validation_note", "forecast", "n_suspects",
-    "suspects", "chosen", "evaluated_labels", "evaluated_version",
+    "suspects", "chosen", "evaluated_labels", "evaluated_version", "agreement", "n_disagreements", "disagreements",
 )  # fmt: skip
 
 
@@ -58,6 +63,15 @@ def carried_evaluation(previous: VersionRecord | None, record: VersionRecord) ->
     if record.kind == previous.kind and previous.fingerprint == record.fingerprint and same_split:
         carried |= {name: getattr(previous, name) for name in _CARRIED}
     return carried
+
+
+def kept_evaluation(source: VersionRecord, previous: VersionRecord | None, record: VersionRecord) -> dict[str, Any]:
+    """The fields of a record whose head is `source`'s, until it is evaluated: what its source was found to be worth.
+
+    The learning curve waits as it was in the version before. There is no forecast: nothing is learned.
+    """
+    curve = carried_evaluation(previous, record).get("learning_curve", [])
+    return {**carried_evaluation(source, record), "learning_curve": curve, "forecast": None}
 
 
 class Evaluator:
@@ -97,7 +111,7 @@ class Evaluator:
         try:
             with watch.stage("cross_validate"):
                 chosen, evaluation = None, None
-                if head is not None:
+                if head is not None and record.head_of is None:
                     chosen, evaluation = evaluate_labels(
                         inputs.table,
                         inputs.pool,
@@ -111,7 +125,10 @@ class Evaluator:
             self._jobs.request_evaluation(project_id)
             return None
         with watch.stage("measure"):
-            judged = self._judged(record, inputs, head, chosen, evaluation)
+            if head is not None and record.head_of is not None:
+                judged = self._judged_again(record, inputs, head)
+            else:
+                judged = self._judged(record, inputs, head, chosen, evaluation)
         self._registry.update(judged)
         self._jobs.observe("evaluate", watch.seconds)
         logger.info(
@@ -133,13 +150,11 @@ class Evaluator:
         evaluation: CrossValidation | None,
     ) -> VersionRecord:
         """The record with all that its evaluation says."""
-        wanted, labels, table = self._settings.validation_filter, inputs.labels, inputs.table
+        labels, table = inputs.labels, inputs.table
         n_labels = len(inputs.labeled)
         pool = unlabeled(table, labels)
         measured = measure(head, table, labels) if head else None
-        expected = None
-        if head is not None and len(pool):
-            expected = float(head.predict_proba(table.embeddings[pool]).max(axis=1).mean())
+        expected = _expected_accuracy(head, table, pool) if head else None
         new = []
         if measured is not None and n_labels:
             new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
@@ -157,11 +172,7 @@ class Evaluator:
             cross_validated_accuracy=evaluation.accuracy if evaluation else None,
             calibration_error=evaluation.calibration_error if evaluation else None,
             expected_accuracy=expected,
-            validation_tasks=len((inputs.split.task_ids if inputs.split else frozenset()).union(labels.validation)),
-            validation_labels=measured.n_tasks if measured else 0,
-            validation_note=(
-                describe(wanted, labels, inputs.split, measured, n_others=n_labels + len(pool)) if wanted else None
-            ),
+            **self._validated(inputs, measured, n_others=n_labels + len(pool)),
             learning_curve=[asdict(point) for point in curve],
             forecast=foresee(
                 curve if head and len(pool) else [],
@@ -174,7 +185,51 @@ class Evaluator:
             chosen=asdict(chosen.settings) if chosen else None,
             evaluated_labels=n_labels,
             evaluated_version=record.version,
+            **agreement_fields(labels),
         )
+
+    def _judged_again(self, record: VersionRecord, inputs: Inputs, head: Head) -> VersionRecord:
+        """The record of a version whose head is another's, with what can be said of that head anew.
+
+        What was cross-validated, the settings chosen by it and the suspected labels are its source's: other heads would
+        be judged here, trained on labels that this one has not learned.
+        """
+        labels, table = inputs.labels, inputs.table
+        pool = unlabeled(table, labels)
+        measured = measure(head, table, labels)
+        given = {**labels.labels, **labels.validation}
+        suspects = [
+            item
+            for item in record.suspects
+            if given.get(item["task_id"]) == item["label"] and item["task_id"] not in inputs.confirmed
+        ]
+        judged = replace(
+            record,
+            expected_accuracy=_expected_accuracy(head, table, pool),
+            **self._validated(inputs, measured, n_others=len(inputs.labeled) + len(pool)),
+            n_suspects=record.n_suspects - (len(record.suspects) - len(suspects)),
+            suspects=suspects,
+            evaluated_version=record.version,
+            **agreement_fields(labels),
+        )
+        if measured is None:
+            return judged
+        interval = list(measured.interval)
+        return replace(judged, accuracy=measured.accuracy, accuracy_kind=measured.kind, accuracy_interval=interval)
+
+    def _validated(self, inputs: Inputs, measured: Measurement | None, *, n_others: int) -> dict[str, Any]:
+        """The fields about the validation split; `n_others` as for `describe`."""
+        wanted, labels, split = self._settings.validation_filter, inputs.labels, inputs.split
+        return {
+            "validation_tasks": len((split.task_ids if split else frozenset()).union(labels.validation)),
+            "validation_labels": measured.n_tasks if measured else 0,
+            "validation_note": describe(wanted, labels, split, measured, n_others=n_others) if wanted else None,
+        }
+
+
+def _expected_accuracy(head: Head, table: EmbeddingTable, pool: NDArray[np.intp]) -> float | None:
+    """The mean confidence over the rows of the pool; None if it is empty."""
+    return float(head.predict_proba(table.embeddings[pool]).max(axis=1).mean()) if len(pool) else None
 
 
 def _ready_weights(pool: Pool, record: VersionRecord) -> Sequence[float]:

@@ -61,7 +61,14 @@ def project_id_of(raw: object) -> int:
     """The id in any of Label Studio's spellings: 3, '3', '3.1763721234' (id.created), {'id': 3}."""
     if isinstance(raw, Mapping):
         raw = raw.get("id")
-    text = str(raw).partition(".")[0]
-    if isinstance(raw, bool) or not (text.isascii() and text.isdigit() and len(text) <= 10 and 0 < int(text) < 2**31):
-        raise BadRequestError(f"project {str(raw)[:80]!r} is not a project id such as 3 or '3.1763721234'")
-    return int(text)
+    # Spelled out only if it is short: what stands there may be large. 3.5 is no id with a time, but '3.5' may be.
+    text = raw if isinstance(raw, str) else ""
+    if isinstance(raw, int | float) and abs(raw) < 2**63 and raw == int(raw):
+        text = str(int(raw))
+    number = text.partition(".")[0]
+    if isinstance(raw, bool) or not (
+        number.isascii() and number.isdigit() and len(number) <= 10 and 0 < int(number) < 2**31
+    ):
+        shown = repr(text[:80]) if text else type(raw).__name__
+        raise BadRequestError(f"project {shown} is not a project id such as 3 or '3.1763721234'")
+    return int(number)

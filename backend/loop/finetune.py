@@ -22,6 +22,7 @@ from backend.choices import parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.errors import BackboneError, BackendError, FinetuningError, ImageError
 from backend.learning.finetuning import hold_out, judge
+from backend.loop.agreement import weighed
 from backend.loop.backbones import ProjectBackbones
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.validation import keep_aside
@@ -109,8 +110,8 @@ class Finetuner:
     def _is_due(self, project_id: int, n_labels: int) -> bool:
         if self._settings.train != "finetune" or n_labels < self._settings.finetune_from:
             return False
-        if self._backbones.base.finetuning_obstacle:
-            return False
+        if self._backbones.base.finetuning_obstacle or self._registry.pin(project_id):
+            return False  # a pinned head reads embeddings of the backbone there is
         last = self._registry.finetuning(project_id)
         if last is None or last.base != self._backbones.base.fingerprint or n_labels >= GROWTH * last.labels_used:
             return True
@@ -134,10 +135,10 @@ class Finetuner:
         wanted = self._settings.validation_filter
         fields = wanted.fields if wanted else ()
         annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
-        labels = read_labels(config, annotated)
+        labels = weighed(read_labels(config, annotated), config.labels)
         if wanted is not None:
             labels = keep_aside(labels, annotated, wanted, split=None, embedded=())
-        rows = self._embedder.table(project_id).rows_of([item.task.id for item in annotated])
+        rows = self._embedder.index(project_id).rows_of([item.task.id for item in annotated])
         tasks = [
             item.task
             for item, row in zip(annotated, rows.tolist(), strict=True)
@@ -216,14 +217,14 @@ class Finetuner:
         while True:
             config = parse_labeling_config(self._label_studio.project(project_id).label_config)
             tasks = self._label_studio.tasks(project_id, config.image_field)
-            table = self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
+            table = self._embedder.index(project_id, backbone.fingerprint, backbone.dim)
             missing = missing_tasks(table, tasks)
             if not missing:
                 break
             for start in range(0, len(missing), size):
                 lock.check()
                 self._embedder.embed_now(project_id, missing[start : start + size], backbone)
-        before = self._embedder.table(project_id)
+        before = self._embedder.index(project_id)
         away = [task_id for task_id, failure in table.failures.items() if failure.transient]
         lost = int(np.sum(before.rows_of(away) >= 0))
         if lost > MAX_LOST * len(tasks):
@@ -232,6 +233,8 @@ class Finetuner:
                 f"{lost} of {len(tasks)} images cannot be read now; the fine-tuned backbone is used once they can"
             )
         lock.check()
+        if self._registry.pin(project_id):
+            return record  # pinned meanwhile: it is due again once the pin is released
         record = replace(record, outcome="in_use", error=None)
         self._registry.use_backbone(project_id, record)
         self._jobs.request_retrain(project_id)

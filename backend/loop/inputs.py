@@ -14,11 +14,13 @@ from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
 from backend.config import Settings
 from backend.learning.pool import Pool
+from backend.loop.agreement import weighed
 from backend.loop.backbones import BACKBONE_WARNING, ProjectBackbones
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.ledger import Ledger
 from backend.loop.projects import register_project
 from backend.loop.rounds import Pools, Stopwatch, trainable
+from backend.loop.shards import WorkingSet
 from backend.loop.validation import keep_aside
 from backend.schema import AnnotatedTask, Project, TrainingLabels, ValidationSplit
 
@@ -32,8 +34,12 @@ class Inputs:
 
     confirmed: tasks whose label two annotations give.
     split: the validation split as last listed; None without a filter that looks at data.
+    table: the embeddings to learn and choose from, all of them or a working set.
+    n_embedded: how many the project has.
+    n_shards: what it is divided into, see `loop.shards`; 0 if it is not. n_unsearched: those that nobody searched yet.
     labeled: tasks with a label and an embedding, ascending.
     seen: tasks whose labels the backbone was fine-tuned on.
+    heard_at: see `ledger.Answers`.
     digest: equal digests would give an equal version.
     """
 
@@ -44,9 +50,13 @@ class Inputs:
     split: ValidationSplit | None
     table: EmbeddingTable
     pool: Pool
+    n_embedded: int
+    n_shards: int
+    n_unsearched: int
     labeled: Sequence[int]
     backbone: Backbone
     seen: frozenset[int]
+    heard_at: float | None
     digest: str
 
 
@@ -85,12 +95,13 @@ class InputReader:
             project, annotated = answers.project, answers.annotated
             config = parse_labeling_config(project.label_config)
             register_project(self._registry, project)
-            labels = read_labels(config, annotated)
+            labels = weighed(read_labels(config, annotated), config.labels)
             confirmed = agreed_tasks(config, annotated, labels)
             split = self._embedder.validation_split(project_id, config.image_field)
         with watch.stage("embeddings"):
-            table = self._table(project_id, backbone, annotated, labels)
-            pool = self._pools.pool(table, backbone)
+            working_set = self._working_set(project_id, backbone, annotated, labels)
+            table = working_set.table
+            pool = self._pools.pool(project_id, table, backbone)
         wanted = self._settings.validation_filter
         if wanted is not None:
             labels = keep_aside(labels, annotated, wanted, split, table.task_ids.tolist())
@@ -102,9 +113,13 @@ class InputReader:
             split=split,
             table=table,
             pool=pool,
+            n_embedded=working_set.n_embedded,
+            n_shards=working_set.n_shards,
+            n_unsearched=working_set.n_unsearched,
             labeled=trainable(table, labels),
             backbone=backbone,
             seen=current.seen,
+            heard_at=answers.heard_at,
             digest=self._digest(project, backbone, annotated, table, labels),
         )
 
@@ -112,18 +127,19 @@ class InputReader:
         """Begins to make, beside the work, what later heads of these inputs' pool will need; this weight is in use."""
         self._pools.prepare(inputs.pool, detail_weight, len(inputs.labeled), self._settings)
 
-    def _table(
+    def _working_set(
         self, project_id: int, backbone: Backbone, annotated: Sequence[AnnotatedTask], labels: TrainingLabels
-    ) -> EmbeddingTable:
+    ) -> WorkingSet:
         """The project's embeddings, with those of labeled tasks that came faster than the embedding jobs."""
-        table = self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
-        unknown = missing_tasks(table, [item.task for item in annotated if item.task.id in labels.labels])
+        answered = [item.task.id for item in annotated]
+        working_set = self._embedder.working_set(project_id, backbone, answered)
+        unknown = missing_tasks(working_set.table, [item.task for item in annotated if item.task.id in labels.labels])
         if not unknown:
-            return table
+            return working_set
         self._embedder.embed_now(project_id, unknown[:EMBED_IN_JOB], backbone)
         if len(unknown) > EMBED_IN_JOB:
             self._jobs.request_embedding(project_id)
-        return self._embedder.table(project_id, backbone.fingerprint, backbone.dim)
+        return self._embedder.working_set(project_id, backbone, answered)
 
     def _digest(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from backend.adapters.jobs import Jobs
@@ -34,10 +34,15 @@ MAX_PROJECTS = 16
 
 @dataclass(frozen=True)
 class Answers:
-    """A project as it was when its answers were last read, and all tasks that anybody answered or skipped."""
+    """A project as it was when its answers were last read, and all tasks that anybody answered or skipped.
+
+    heard_at: when the last webhook told what the queue is ordered by, the project's `model_version`, in seconds by
+    Redis' clock; None when that was read from Label Studio itself.
+    """
 
     project: Project
     annotated: Sequence[AnnotatedTask]
+    heard_at: float | None = None
 
 
 @dataclass
@@ -48,10 +53,16 @@ class _Account:
     mark: str
     annotated: dict[int, AnnotatedTask]
     task_of: dict[int, int]  # annotation id → task id
+    newest: int = 0  # the highest annotation id seen when everything was read
     count: int | None = None  # of annotations in Label Studio, as the last event told it
+    heard_at: float | None = None  # see `Answers`
+    deleted: set[int] = field(default_factory=set)  # ids of annotations that events said are gone
 
     def count_here(self) -> int:
         return len(self.task_of)
+
+    def newest_seen(self) -> int:
+        return max((self.newest, *self.task_of, *self.deleted))
 
 
 class Ledger:
@@ -67,7 +78,9 @@ class Ledger:
         """All answers up to now, and how the project is configured."""
         account = self._accounts.get(project_id)
         if account is None or not self._bring_up_to_date(account):
+            newest = account.newest_seen() if account else 0
             account = self._read_everything(project_id)
+            account.newest = max(account.newest, newest)
         return self._keep(project_id, account)
 
     def known(self, project_id: int) -> Answers:
@@ -85,13 +98,26 @@ class Ledger:
         account = self._accounts.get(project_id)
         return account is None or account.count is None or account.count == account.count_here()
 
+    def counts(self, project_id: int, n_annotations: int) -> bool:
+        """Whether so many annotations are known here, as far as that can be said: nothing may be, or news may wait.
+
+        Events may tell of an annotation that is long deleted.
+        """
+        account = self._accounts.get(project_id)
+        return account is None or self._events(account) != [] or account.count_here() == n_annotations
+
     def knows(self, project_id: int, tasks: Sequence[AnnotatedTask]) -> bool:
         """Whether webhooks told all that people answered to these tasks, which come as Label Studio has them."""
         account = self._accounts.get(project_id)
         if account is None:
             return False
         # A copy, so that the next retrain still finds the events it is asked for.
-        account = replace(account, annotated=dict(account.annotated), task_of=dict(account.task_of))
+        account = replace(
+            account,
+            annotated=dict(account.annotated),
+            task_of=dict(account.task_of),
+            deleted=set(account.deleted),
+        )
         if self._events(account) != [] and not self._bring_up_to_date(account):
             return False
         for item in tasks:
@@ -110,7 +136,7 @@ class Ledger:
         self._accounts.move_to_end(project_id)
         while len(self._accounts) > MAX_PROJECTS:
             self._accounts.popitem(last=False)
-        return Answers(account.project, list(account.annotated.values()))
+        return Answers(account.project, list(account.annotated.values()), account.heard_at)
 
     def _read_everything(self, project_id: int) -> _Account:
         # The mark comes first: what happens while everything is read is applied again afterwards, and changes nothing.
@@ -120,7 +146,7 @@ class Ledger:
         annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=self._fields)
         by_task = {item.task.id: item for item in annotated}
         task_of = {annotation.id: item.task.id for item in annotated for annotation in item.annotations}
-        return _Account(project, mark, by_task, task_of)
+        return _Account(project, mark, by_task, task_of, newest=max(task_of, default=0))
 
     def _bring_up_to_date(self, account: _Account) -> bool:
         """Whether the events since the account's mark tell all that happened; then they are in it."""
@@ -131,9 +157,14 @@ class Ledger:
         events = [answers_of_event(event, image_field, self._fields) for _, event in raw]
         if not all(event is not None and event.label_config == account.project.label_config for event in events):
             return False
-        for event in events:
+        if any(_is_old_news(account, event) for event in events if event is not None):
+            return False
+        for (place, _), event in zip(raw, events, strict=True):
             assert event is not None
             _apply(account, event)
+            if event.model_version is not None:
+                account.project = replace(account.project, model_version=event.model_version)
+                account.heard_at = int(place.partition("-")[0]) / 1000
         account.mark = raw[-1][0]
         return True
 
@@ -143,9 +174,25 @@ def _content(annotations: Sequence[Annotation]) -> dict[int, tuple[object, ...]]
     return {item.id: (item.result, item.was_cancelled, item.ground_truth) for item in annotations}
 
 
+def _is_old_news(account: _Account, event: AnswerEvent) -> bool:
+    """Whether an event tells of an annotation that is not there though it was made before everything was read.
+
+    It was deleted, then, and somebody sends the event again: to believe it would bring the label back.
+    """
+    return any(
+        annotation.id <= account.newest and annotation.id not in account.task_of
+        for answered in event.answered
+        for annotation in answered.annotations
+    )
+
+
 def _apply(account: _Account, event: AnswerEvent) -> None:
-    """Events may come twice and out of order: of two states of an annotation the later counts."""
+    """Events may come twice and out of order: of two states of an annotation the later counts, none of a deleted one.
+
+    Label Studio gives an id once.
+    """
     account.count = event.n_annotations
+    account.deleted.update(event.deleted)
     for annotation_id in event.deleted:
         task_id = account.task_of.pop(annotation_id, None)
         if task_id is None:
@@ -160,8 +207,11 @@ def _apply(account: _Account, event: AnswerEvent) -> None:
         known = account.annotated.get(answered.task.id)
         annotations = {annotation.id: annotation for annotation in known.annotations} if known else {}
         for annotation in answered.annotations:
+            if annotation.id in account.deleted:
+                continue
             before = annotations.get(annotation.id)
             if before is None or before.updated_at <= annotation.updated_at:
                 annotations[annotation.id] = annotation
             account.task_of[annotation.id] = answered.task.id
-        account.annotated[answered.task.id] = AnnotatedTask(answered.task, list(annotations.values()))
+        if annotations:
+            account.annotated[answered.task.id] = AnnotatedTask(answered.task, list(annotations.values()))

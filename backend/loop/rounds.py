@@ -24,6 +24,7 @@ from backend.learning.head import (
     DETAIL_WEIGHTS,
     CrossValidation,
     FitResult,
+    Head,
     HeadSettings,
     choose_settings,
     fit,
@@ -37,6 +38,7 @@ from backend.learning.later_rounds import (
     next_batch,
 )
 from backend.learning.pool import Pool
+from backend.logs import in_log_context
 from backend.loop.queue import build_window
 from backend.loop.score import Scores, scores_of
 from backend.loop.seed import Seed, select_seed
@@ -70,7 +72,7 @@ class Round:
 
     labeled: tasks with a label and an embedding, ascending; what the head was fitted on.
     pool: embedded tasks that nobody answered yet and that are not kept aside for validation, ascending.
-    fitted: the head; None while fewer than two classes are labeled.
+    fitted: the head; None while fewer than two classes are labeled, and with a kept head.
     scores: of the pool, a row per task in its order; None without a head.
     seed: the first batch while part of it still waits; with an ACQUISITION that asks no head, the batch that goes on.
     window: the next tasks to label with their queue scores, the first to be labeled first.
@@ -84,20 +86,45 @@ class Round:
     window: Sequence[tuple[int, float]]
 
 
+@dataclass(frozen=True, eq=False)
+class RoundHead:
+    """The head a round is planned with: fitted on the labels, or kept whatever they are (of a pinned version).
+
+    out_of_fold: cross-validated probabilities of the labeled tasks, where there are some; see `RoundState`.
+    """
+
+    head: Head
+    detail_weight: float
+    out_of_fold: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, fitted: FitResult) -> RoundHead:
+        """The head of a fit."""
+        evaluation = fitted.evaluation
+        return cls(fitted.head, fitted.settings.detail_weight, evaluation.probabilities if evaluation else None)
+
+
 class Pools:
     """The pools of the projects served last: what is computed from all images is not computed again at every label."""
 
     def __init__(self) -> None:
-        self._pools: OrderedDict[str, Pool] = OrderedDict()
+        self._pools: OrderedDict[int, tuple[str, EmbeddingTable, Pool]] = OrderedDict()
         self._preparation: Thread | None = None
 
-    def pool(self, table: EmbeddingTable, backbone: Backbone) -> Pool:
-        """The pool of these embeddings, made by the backbone; the same object as long as neither changes."""
-        key = f"{backbone.fingerprint} {table.digest}"
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = Pool(table.embeddings, backbone.n_details)
-        self._pools.move_to_end(key)
+    def pool(self, project_id: int, table: EmbeddingTable, backbone: Backbone) -> Pool:
+        """The pool of these embeddings, made by the backbone; the same object as long as neither changes.
+
+        When images came or went it is another one, which keeps what was computed of those that stayed.
+        """
+        known = self._pools.get(project_id)
+        if known is None or known[0] != backbone.fingerprint:
+            pool = Pool(table.embeddings, backbone.n_details)
+        elif known[1] is table or known[1].digest == table.digest:
+            pool = known[2]
+        else:
+            pool = known[2].changed(table.embeddings, table.rows_in(known[1]))
+        self._pools[project_id] = backbone.fingerprint, table, pool
+        self._pools.move_to_end(project_id)
         while len(self._pools) > POOLS_KEPT:
             self._pools.popitem(last=False)
         return pool
@@ -121,7 +148,7 @@ class Pools:
             except Exception:  # whoever needs it makes it then, and fails with whom it concerns
                 logger.exception("a pool of %d images was not prepared", len(pool.embeddings))
 
-        self._preparation = Thread(target=work, name="prepare-pool", daemon=True)
+        self._preparation = Thread(target=in_log_context(work), name="prepare-pool", daemon=True)
         self._preparation.start()
 
 
@@ -138,8 +165,9 @@ def plan_round(
     start: FitResult | None = None,
     seen: frozenset[int] = frozenset(),
     interrupted: Callable[[], bool] = lambda: False,
+    kept: RoundHead | None = None,
 ) -> Round:
-    """Fits a head, scores the pool and builds the window.
+    """Fits a head, or takes the one that is kept, scores the pool and builds the window.
 
     `everything` is the pool of all of the table's images, `n_classes` how many classes the labeling config offers,
     `previous_seed` the seed of the round before, `seen` the tasks whose labels the backbone was fine-tuned on.
@@ -151,7 +179,10 @@ def plan_round(
     """
     with watch.stage("fit"):
         labeled = trainable(table, labels)
-        fitted = _fit(table, everything, labeled, labels, settings, chosen, start, seen, interrupted)
+        fitted, used = None, kept
+        if kept is None:
+            fitted = _fit(table, everything, labeled, labels, settings, chosen, start, seen, interrupted)
+            used = RoundHead.of(fitted) if fitted else None
     rows = unlabeled(table, labels)
     pool = table.task_ids[rows]
     # Tasks that somebody skipped wait behind all others, and come again once nothing else is left.
@@ -160,21 +191,23 @@ def plan_round(
     with watch.stage("seed"):
         seed = _seed(
             table, everything, pool[is_waiting], labeled, settings, n_classes, previous_seed,
-            has_head=fitted is not None,
+            has_head=used is not None,
         )  # fmt: skip
         waiting_seed = _among(seed.task_ids, pool[is_waiting]) if seed else []
     with watch.stage("score"):
         scores = None
-        if fitted is not None:
-            probabilities = predict_pool(fitted, everything)[rows]
-            scores = scores_of(fitted.head.classes, probabilities, settings.acquisition)
+        if used is not None:
+            probabilities = (
+                predict_pool(fitted, everything)[rows] if fitted else used.head.predict_proba(table.embeddings[rows])
+            )
+            scores = scores_of(used.head.classes, probabilities, settings.acquisition)
     with watch.stage("rank"):
         ranked: list[int] = []
         n_wanted = settings.window_size - len(waiting_seed)
-        if fitted and scores and n_wanted > 0 and settings.acquisition in LATER_ROUND_STRATEGIES:
+        if used and scores and n_wanted > 0 and settings.acquisition in LATER_ROUND_STRATEGIES:
             free = np.flatnonzero(is_waiting & ~np.isin(pool, waiting_seed))
             chosen_rows = _rank(
-                table, everything, labels, settings, labeled, rows[free], fitted, probabilities[free], budget=n_wanted
+                table, everything, labels, settings, labeled, rows[free], used, probabilities[free], budget=n_wanted
             )
             ranked = table.task_ids[chosen_rows].tolist()
         window = build_window(
@@ -241,6 +274,7 @@ def evaluate_labels(
         random_state=settings.random_state,
         detail_weights=detail_weights,
         never_held_out=np.array([task_id in seen for task_id in labeled]),
+        weights=_weights(labels, labeled),
         interrupted=interrupted,
     )
     return Chosen(found, len(labeled)), evaluation
@@ -263,8 +297,23 @@ def _fit(
     targets = [labels.labels[task_id] for task_id in labeled]
     if chosen is None or len(set(targets)) < 2:
         return None
-    fitted = fit(everything, table.rows_of(labeled), targets, chosen.settings, start=start, interrupted=interrupted)
+    fitted = fit(
+        everything,
+        table.rows_of(labeled),
+        targets,
+        chosen.settings,
+        start=start,
+        weights=_weights(labels, labeled),
+        interrupted=interrupted,
+    )
     return replace(fitted, evaluation=evaluation)
+
+
+def _weights(labels: TrainingLabels, labeled: Sequence[int]) -> NDArray[np.float64] | None:
+    """How much each label counts, (n,); None while all count whole."""
+    if not labels.weights:
+        return None
+    return np.array([labels.weights.get(task_id, 1.0) for task_id in labeled])
 
 
 def _seed(
@@ -311,23 +360,24 @@ def _rank(
     settings: Settings,
     labeled: Sequence[int],
     candidates: NDArray[np.intp],
-    fitted: FitResult,
+    used: RoundHead,
     probabilities: NDArray[np.float64],
     *,
     budget: int,
 ) -> NDArray[np.intp]:
     """The next `budget` of the candidates (rows of the table) in the order of the acquisition strategy."""
     asks_typicality = settings.acquisition in ASK_TYPICALITY  # seconds in a large project, at the first round
-    column = {name: index for index, name in enumerate(fitted.head.classes)}
+    column = {name: index for index, name in enumerate(used.head.classes)}
+    known = [task_id for task_id in labeled if labels.labels[task_id] in column]  # a kept head may lack new classes
     state = RoundState(
         embeddings=table.embeddings,
-        space=fitted.head.space,
-        labeled=table.rows_of(labeled),
-        targets=np.array([column[labels.labels[task_id]] for task_id in labeled], dtype=np.intp),
+        space=used.head.space,
+        labeled=table.rows_of(known),
+        targets=np.array([column[labels.labels[task_id]] for task_id in known], dtype=np.intp),
         candidates=candidates,
         probabilities=probabilities,
-        out_of_fold=fitted.evaluation.probabilities if fitted.evaluation else None,
-        typicality=everything.typicality(fitted.settings.detail_weight)[candidates] if asks_typicality else None,
+        out_of_fold=used.out_of_fold,
+        typicality=everything.typicality(used.detail_weight)[candidates] if asks_typicality else None,
     )
     chosen = next_batch(settings.acquisition, state, budget=budget, random_state=settings.random_state)
     return candidates[chosen]

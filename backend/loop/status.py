@@ -1,24 +1,21 @@
-"""How things are, for people and machines: one project's status, and the figures for /metrics."""
+"""How one project is, for people and machines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from backend.adapters.jobs import HISTOGRAM_BOUNDS, Jobs
+from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.config import Settings
-from backend.errors import ProjectNotFoundError, RedisUnavailableError, VersionNotFoundError
+from backend.errors import RedisUnavailableError, VersionNotFoundError
 from backend.loop.backbones import BACKBONE_WARNING
+from backend.loop.projects import check_known
+from backend.loop.retries import LAST_ERROR, Retries
+from backend.loop.versions import VERSION_NOTE, pin_as_json
 from backend.schema import Progress, VersionRecord
-
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric
-
-LAST_ERROR = "last_error"
-"""Note under which the last failure of a job is kept, until a job of the project succeeds."""
 
 FINETUNING_OBSTACLE = "finetuning_obstacle"
 """Note of project 0 under which a worker keeps why it does not fine-tune although TRAIN=finetune."""
@@ -40,14 +37,15 @@ class Suspects:
 class StatusReader:
     """Reads only what is at hand (data folder, Redis): cheap enough to be asked every second."""
 
-    def __init__(self, *, jobs: Jobs, registry: Registry, settings: Settings) -> None:
+    def __init__(self, *, jobs: Jobs, registry: Registry, settings: Settings, retries: Retries) -> None:
+        self._retries = retries
         self._jobs = jobs
         self._registry = registry
         self._settings = settings
 
     def project(self, project_id: int) -> dict[str, Any]:
         """The project's status as JSON. Raises ProjectNotFoundError for one that was never connected."""
-        self._check_known(project_id)
+        check_known(self._registry, project_id)
         record = self._registry.published_record(project_id)
         progress = self._ask(lambda: self._jobs.progress(project_id))
         return {
@@ -55,7 +53,11 @@ class StatusReader:
             "model_version": record.version if record else None,
             "kind": record.kind if record else None,
             "created_at": record.created_at if record else None,
+            "pinned": pin_as_json(self._registry.pin(project_id)),
+            "head_of": record.head_of if record else None,
+            "version_note": self._ask(lambda: self._jobs.note(project_id, VERSION_NOTE)),
             "labels_used": record.labels_used if record else 0,
+            "labels_given": record.labels_given if record else 0,
             "labels_by_class": dict(record.labels_by_class) if record else {},
             "ignored_labels": dict(record.ignored_labels) if record else {},
             "pool_size": record.pool_size if record else None,
@@ -72,6 +74,9 @@ class StatusReader:
             "forecast": dict(record.forecast) if record and record.forecast else None,
             "n_suspects": record.n_suspects if record else 0,
             "suspects": self._suspects(record) if record else [],
+            "agreement": dict(record.agreement) if record and record.agreement else None,
+            "n_disagreements": record.n_disagreements if record else 0,
+            "disagreements": self._with_links(record, record.disagreements) if record else [],
             "acquisition": record.acquisition if record else None,
             "seed_engine": record.seed_engine if record else None,
             "seed_engine_reason": record.seed_engine_reason if record else None,
@@ -81,72 +86,12 @@ class StatusReader:
             ),
             "finetuning": self._finetuning(project_id),
             "embedding": self._embedding(progress),
+            "shards_to_search": self._ask(lambda: self._jobs.open_searches(project_id)),
             "image_failures": self._registry.image_failures(project_id),
             "n_workers": self._ask(self._jobs.n_workers),
             "last_error": self._last_error(project_id),
+            "failures": self._ask(lambda: [failure.shown() for failure in self._retries.failures(project_id)]),
         }
-
-    def metrics(self) -> bytes:
-        """Prometheus' text format, from the data folder and Redis, so that every web process gives the same."""
-        from prometheus_client import CollectorRegistry, generate_latest
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-
-        def collect() -> Iterator[Metric]:
-            gauges = {
-                "labels_used": "Labels the published version was trained on",
-                "pool_size": "Tasks still to label",
-                "accuracy": "Accuracy of the published version, 0 to 1: measured on validation tasks where "
-                "active_learning_validation_labels is above 0, else cross-validated and usually pessimistic",
-                "validation_labels": "Validation tasks the accuracy was measured on",
-                "expected_accuracy": "Mean confidence over the images still to label, 0 to 1: an estimate",
-                "labels_needed": "Labels expected to be needed until TARGET_ACCURACY; absent while unknown",
-                "suspects": "Labels suspected to be wrong",
-                "versions": "Model versions kept on disk",
-                "image_failures": "Tasks left out because of their image",
-            }
-            families = {
-                name: GaugeMetricFamily(f"active_learning_{name}", text, labels=["project"])
-                for name, text in gauges.items()
-            }
-            for project_id in self._registry.known_projects():
-                record = self._registry.published_record(project_id)
-                values = {
-                    "labels_used": record.labels_used if record else 0,
-                    "pool_size": record.pool_size if record else None,
-                    "accuracy": record.accuracy if record else None,
-                    "validation_labels": record.validation_labels if record else 0,
-                    "expected_accuracy": record.expected_accuracy if record else None,
-                    "labels_needed": (record.forecast or {}).get("labels_needed") if record else None,
-                    "suspects": record.n_suspects if record else 0,
-                    "versions": len(self._registry.versions(project_id)),
-                    "image_failures": len(self._registry.image_failures(project_id)),
-                }
-                for name, value in values.items():
-                    if value is not None:
-                        families[name].add_metric([str(project_id)], value)
-            yield from families.values()
-            yield GaugeMetricFamily(
-                "active_learning_workers", "Workers alive", value=self._ask(self._jobs.n_workers) or 0
-            )
-            depth = GaugeMetricFamily("active_learning_queue_depth", "Jobs waiting", labels=["queue"])
-            for queue, n_jobs in (self._ask(self._jobs.queue_depths) or {}).items():
-                depth.add_metric([queue], n_jobs)
-            yield depth
-            outcomes = CounterMetricFamily("active_learning_jobs", "Jobs ended", labels=["outcome"])
-            for name, n_jobs in (self._ask(self._jobs.counters) or {}).items():
-                outcomes.add_metric([name.removeprefix("jobs_")], n_jobs)
-            yield outcomes
-            times = HistogramMetricFamily(
-                "active_learning_stage_seconds", "How long each stage of the work took", labels=["work", "stage"]
-            )
-            for names, histogram in (self._ask(self._jobs.histograms) or {}).items():
-                bounds = [*map(str, HISTOGRAM_BOUNDS), "+Inf"]
-                times.add_metric(names, list(zip(bounds, histogram.cumulative, strict=True)), histogram.total)
-            yield times
-
-        registry = CollectorRegistry()
-        registry.register(_Collector(collect))
-        return generate_latest(registry)
 
     def versions(self, project_id: int | None) -> list[str]:
         """Kept versions, newest first: of one project, or of all when Label Studio does not say which (it does not)."""
@@ -159,7 +104,7 @@ class StatusReader:
 
     def suspects(self, project_id: int) -> Suspects:
         """The labels that the published version suspects. Raises ProjectNotFoundError, VersionNotFoundError."""
-        self._check_known(project_id)
+        check_known(self._registry, project_id)
         record = self._registry.published_record(project_id)
         if record is None:
             raise VersionNotFoundError(
@@ -171,9 +116,12 @@ class StatusReader:
         return Suspects(record.version, n_labels, record.n_suspects, self._suspects(record))
 
     def _suspects(self, record: VersionRecord) -> list[dict[str, Any]]:
-        """The suspects of a record, each with the address at which a person sees the task."""
+        return self._with_links(record, record.suspects)
+
+    def _with_links(self, record: VersionRecord, items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The items, each with the address at which a person sees its task."""
         page = f"{self._address_for_people(record.project_id)}/projects/{record.project_id}/data?task="
-        return [{**item, "link": f"{page}{item['task_id']}"} for item in record.suspects]
+        return [{**item, "link": f"{page}{item['task_id']}"} for item in items]
 
     def _address_for_people(self, project_id: int) -> str:
         """Where a browser finds Label Studio: by the name it knows itself by, or else by the one we know.
@@ -186,13 +134,6 @@ class StatusReader:
         if own and (urlsplit(own).hostname != "localhost" or "." not in reached_by):
             return own
         return self._settings.label_studio_url
-
-    def _check_known(self, project_id: int) -> None:
-        if self._registry.project_facts(project_id) is None:
-            raise ProjectNotFoundError(
-                f"project {project_id} is not connected to this service; run: python -m backend connect {project_id} "
-                "(if it is connected, DATA_DIR is not the service's: give the same settings)"
-            )
 
     def _finetuning(self, project_id: int) -> dict[str, Any] | None:
         """How the fine-tuning of the backbone goes; None with TRAIN=head."""
@@ -245,10 +186,3 @@ class StatusReader:
             return question()
         except RedisUnavailableError:
             return None
-
-
-class _Collector:
-    """What prometheus_client's registry wants: an object with `collect`."""
-
-    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
-        self.collect = collect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +12,10 @@ from weakref import ReferenceType, ref
 
 import numpy as np
 
+from backend import __version__
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
-from backend.adapters.jobs import Jobs, ProjectLock
+from backend.adapters.jobs import RETRAIN_WAIT_S, Jobs, ProjectLock
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig
@@ -23,11 +25,13 @@ from backend.learning.head import FitResult, HeadSettings
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.anticipate import Anticipation, RoundInputs
 from backend.loop.embed import Embedder
-from backend.loop.evaluate import carried_evaluation
+from backend.loop.evaluate import carried_evaluation, kept_evaluation
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader, Inputs
 from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
+from backend.loop.shards import Shards
+from backend.loop.versions import KeptVersion, Versions
 from backend.schema import QueueEntry, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
@@ -48,6 +52,8 @@ class Trainer:
         embedder: Embedder,
         inputs: InputReader,
         finetuner: Finetuner,
+        shards: Shards,
+        versions: Versions,
         settings: Settings,
         now: Callable[[], datetime],
     ) -> None:
@@ -57,6 +63,8 @@ class Trainer:
         self._embedder = embedder
         self._inputs = inputs
         self._finetuner = finetuner
+        self._shards = shards
+        self._versions = versions
         self._settings = settings
         self._now = now
         self._anticipation = Anticipation(settings)
@@ -66,10 +74,11 @@ class Trainer:
     def retrain(self, project_id: int) -> VersionRecord | None:
         """The new published version; None when nothing changed since the last one (or nothing is embedded yet).
 
-        A crash at any point leaves the old version published and serving.
+        A crash at any point leaves the old version published and serving. Raises ProjectBusyError when another worker
+        retrains the project for long.
         """
         request = self._jobs.begin_retrain(project_id)
-        with self._jobs.project_lock(project_id) as lock:
+        with self._jobs.project_lock(project_id, wait_s=RETRAIN_WAIT_S) as lock:
             try:
                 record = self._make_version(project_id, lock, forced=request.forced)
             except LabelStudioError as exc:
@@ -82,6 +91,7 @@ class Trainer:
             self._jobs.observe("retrain", record.stage_seconds)
             self._jobs.request_evaluation(project_id)
             self._jobs.request_pruning(project_id)
+            self._shards.request_if_stale(project_id, record)
         return record
 
     def _make_version(self, project_id: int, lock: ProjectLock, *, forced: bool) -> VersionRecord | None:
@@ -91,63 +101,78 @@ class Trainer:
         labeled = inputs.labeled
         self._finetuner.request_if_due(project_id, len(labeled))
         previous = self._registry.published_record(project_id)
-        if len(table.task_ids) == 0 or (previous and previous.inputs_digest == inputs.digest and not forced):
+        kept = self._kept(inputs)
+        digest = inputs.digest if kept is None else f"{inputs.digest} {kept.record.version}"
+        if len(table.task_ids) == 0 or (previous and previous.inputs_digest == digest and not forced):
             logger.info(
                 "nothing new project=%d labels=%d embedded=%d", project_id, len(labels.labels), len(table.task_ids)
             )
             if previous:
                 self._prepare(inputs, previous.detail_weight)  # after a start of the worker, before the next label
             return None
-        if (
-            previous is None
-            and len({labels.labels[task_id] for task_id in labeled}) < 2
-            and len(table.references) < project.n_tasks
-        ):
-            # The first batch is chosen once, from all images; the last of them to be embedded asks again.
+        is_first = previous is None and len({labels.labels[task_id] for task_id in labeled}) < 2
+        if is_first and (len(table.references) < project.n_tasks or inputs.n_unsearched):
+            # The first batch is chosen once, from all images; the last to be embedded or searched asks again.
             logger.info(
-                "first batch waits project=%d embedded=%d of=%d", project_id, len(table.references), project.n_tasks
-            )
+                "first batch waits project=%d embedded=%d of=%d shards_unsearched=%d",
+                project_id, len(table.references), project.n_tasks, inputs.n_unsearched,
+            )  # fmt: skip
+            return None
+        if inputs.n_shards and inputs.n_unsearched == inputs.n_shards:  # of a backbone that is new, for example
+            logger.info("version waits project=%d: none of %d shards is searched yet", project_id, inputs.n_shards)
+            self._embedder.request_searches(project_id, inputs.backbone)
             return None
         given = self._given(project_id, inputs, previous)
         with watch.stage("anticipated"):
-            plan = self._anticipation.take(project_id, given)
+            plan = self._anticipation.take(project_id, given) if kept is None else None
         if plan is None:
-            plan = given.plan(self._settings, watch)
+            plan = given.plan(self._settings, watch, kept=kept.round_head if kept else None)
         fitted, seed = plan.fitted, plan.seed
+        head = kept.round_head.head if kept else fitted.head if fitted else None
         if fitted is not None:
             self._fits[project_id] = ref(inputs.pool), fitted
         entries = self._entries(config, plan)
-        version = self._registry.new_version(project_id, len(labeled), self._now())
+        labels_used = kept.record.labels_used if kept else len(labeled)
+        head_of = kept.record.version if kept else None
+        version = self._registry.new_version(project_id, labels_used, self._now(), head_of)
+        labels_by_class = Counter(labels.labels[task_id] for task_id in labeled)
         record = VersionRecord(
             version=version,
-            kind="model" if fitted else "seed",
+            kind="model" if head else "seed",
             created_at=self._now().isoformat(),
             project_id=project_id,
             label_config=project.label_config,
-            classes=list(fitted.head.classes) if fitted else sorted({labels.labels[task_id] for task_id in labeled}),
-            labels_used=len(labeled),
-            labels_by_class=dict(Counter(labels.labels[task_id] for task_id in labeled)),
+            classes=list(head.classes) if head else sorted(labels_by_class),
+            labels_used=labels_used,
+            labels_by_class=dict(kept.record.labels_by_class if kept else labels_by_class),
             ignored_labels={str(task_id): reason for task_id, reason in self._ignored(labels, table).items()},
-            strength=fitted.head.strength if fitted else None,
+            strength=head.strength if head else None,
             acquisition=self._settings.acquisition,
             backbone=inputs.backbone.name,
             fingerprint=inputs.backbone.fingerprint,
             random_state=self._settings.random_state,
-            pool_size=len(plan.pool),
+            pool_size=len(plan.pool) + inputs.n_embedded - len(table.task_ids),
             window=[entry.task_id for entry in entries],
             seed_task_ids=list(seed.task_ids) if seed else [],
             seed_strategy=seed.strategy if seed else None,
             seed_engine=seed.engine if seed else None,
             seed_engine_reason=seed.reason if seed else None,
-            inputs_digest=inputs.digest,
+            inputs_digest=digest,
+            labels_digest=labels_digest({task_id: labels.labels[task_id] for task_id in labeled}),
             stage_seconds=watch.seconds,
             validation_filter=str(wanted) if (wanted := self._settings.validation_filter) else None,
-            temperature=fitted.settings.temperature if fitted else None,
-            detail_weight=fitted.settings.detail_weight if fitted else None,
+            temperature=kept.record.temperature if kept else fitted.settings.temperature if fitted else None,
+            detail_weight=kept.record.detail_weight if kept else fitted.settings.detail_weight if fitted else None,
+            head_of=head_of,
+            labels_given=len(labeled),
+            embeddings_digest=table.digest,
+            release=__version__,
         )
-        record = replace(record, **carried_evaluation(previous or self._registry.newest_record(project_id), record))
+        last = previous or self._registry.newest_record(project_id)
+        carried = kept_evaluation(kept.record, last, record) if kept else carried_evaluation(last, record)
+        record = replace(record, **carried)
         with watch.stage("save"):
-            self._registry.save(record, fitted.head if fitted else None)
+            self._registry.save(record, head)
         with watch.stage("push"):
             lock.check()
             self._push(project_id, version, entries)
@@ -174,6 +199,13 @@ class Trainer:
             return 0  # something came that is no label of this task
         given = self._given(project_id, inputs, record)
         return self._anticipation.plan(project_id, given, record.window[0], self._jobs.retrain_waits)
+
+    def _kept(self, inputs: Inputs) -> KeptVersion | None:
+        """The version that the project is pinned to, if it is; a choice made in Label Studio is followed first."""
+        project, labels, fingerprint = inputs.project, inputs.config.labels, inputs.backbone.fingerprint
+        if self._versions.may_be_chosen(project.id, project.model_version, inputs.heard_at):
+            self._versions.follow_label_studio(project.id, labels, fingerprint)
+        return self._versions.kept(project.id, labels, fingerprint)
 
     def _given(self, project_id: int, inputs: Inputs, previous: VersionRecord | None) -> RoundInputs:
         return RoundInputs(
@@ -234,6 +266,15 @@ class Trainer:
             if task_id in table.failures
         }
         return {**labels.ignored, **broken}
+
+
+def labels_digest(labels: Mapping[int, str]) -> str:
+    """Identity of a set of labels, task id → label, that anybody can work out from an export of Label Studio.
+
+    sha256, in hexadecimal, of one line `task id TAB label NEWLINE` per task in UTF-8, by ascending task id.
+    """
+    lines = (f"{task_id}\t{label}\n" for task_id, label in sorted(labels.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _chosen(previous: VersionRecord | None, backbone: Backbone) -> Chosen | None:

@@ -21,8 +21,11 @@ def failed(stack: Stack, project_id: int, **environment: str) -> dict[str, str]:
 
 
 def test_all_is_well(project: LabelingProject) -> None:
-    """A connected project has nothing to complain about."""
+    """A connected project has nothing to complain about; the web service finds itself ready, too."""
     assert failed(project.stack, project.id) == {}
+    answer = project.stack.backend.get("/ready")
+    assert answer.status_code == 200, answer.text
+    assert [name for name, check in answer.json()["checks"].items() if not check["ok"]] == []
 
 
 def test_redis_away(project: LabelingProject) -> None:

@@ -111,6 +111,7 @@ def test_config_changed_to_an_unknown_kind_and_back(project: LabelingProject) ->
     project.annotate(task_id, colour_of(project, task_id))
     status = project.wait(lambda status: status["labels_used"] == 1)
     assert status["last_error"] is None
+    project.wait(lambda status: status["failures"] == [])
 
 
 def test_connected_by_hand_in_the_ui_also_works(make_project: MakeProject) -> None:

@@ -16,11 +16,13 @@ import pytest
 from PIL import Image
 
 from backend.adapters.backbones import Backbone
+from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES, Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import BackboneError, ImageError, LabelStudioError, ProjectNotFoundError
+from backend.loop import embed
 from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Task, VersionRecord
 from backend.services import Services
 
@@ -111,6 +113,7 @@ class FakeLabelStudio:
             "project": {
                 "id": project_id,
                 "label_config": kept.project.label_config,
+                "model_version": kept.project.model_version,
                 "total_annotations_number": len(everything) - n_skipped,
                 "skipped_annotations_number": n_skipped,
             },
@@ -174,6 +177,12 @@ class FakeLabelStudio:
         assert image_field == "image"
         return [self._task(project_id, task_id, fields) for task_id in self._find(project_id).tasks]
 
+    def tasks_after(self, project_id: int, image_field: str, task_id: int, *, fields: Sequence[str] = ()) -> list[Task]:
+        self._ask("tasks_after")
+        assert image_field == "image"
+        later = sorted(known for known in self._find(project_id).tasks if known > task_id)
+        return [self._task(project_id, known, fields) for known in later[: embed.TASKS_PER_PAGE]]
+
     def annotated_tasks(self, project_id: int, image_field: str, *, fields: Sequence[str] = ()) -> list[AnnotatedTask]:
         self._ask("annotated_tasks")
         assert image_field == "image"
@@ -194,6 +203,9 @@ class FakeLabelStudio:
         mark = repr(state)
         self._marks[mark] = state
         return mark
+
+    def n_annotations_at(self, mark: str) -> int | None:
+        return sum(len(annotations) for _, _, annotations in self._marks[mark].values())
 
     def changed_tasks(
         self, project_id: int, image_field: str, *, before: str, now: str, fields: Sequence[str] = ()
@@ -409,6 +421,11 @@ class World:
         """Embeds every task of the project, here and now."""
         self.services.embedder.embed_now(project_id, self.label_studio.tasks(project_id, "image"))
 
+    def table(self, project_id: int = 1) -> EmbeddingTable:
+        """The embeddings that the project is learned and chosen from."""
+        embedder = self.services.embedder
+        return embedder.working_set(project_id, embedder.backbone(project_id), ()).table
+
     def again(self, **changes: Any) -> World:
         """Another process with the same data, Redis and Label Studio; `changes` are settings."""
         return build_world(
@@ -432,7 +449,7 @@ class World:
 def build_world(settings: Settings, label_studio: FakeLabelStudio, images: FakeImages, backbone: TinyBackbone) -> World:
     services = Services(settings)
     # The stand-ins take the places that `cached_property` would fill on first use.
-    vars(services).update(label_studio=label_studio, images=images)
+    vars(services).update(label_studio=label_studio, probed_label_studio=label_studio, images=images)
     services._backbone = backbone
     world = World(services, label_studio, images, backbone)
     _built.append(world)

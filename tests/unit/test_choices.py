@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, prediction_result, read_labels
 from backend.errors import LabelingConfigError
-from backend.schema import AnnotatedTask, Annotation, Task
+from backend.schema import AnnotatedTask, Annotation, SeveralAnswers, Task
 
 CONFIG = ChoicesConfig("choice", "image", "image", ("cat", "dog"))
 CAT_DOG = '<Choice value="cat"/><Choice value="dog"/>'
@@ -333,3 +333,39 @@ def test_a_prediction_is_read_back_as_the_label_it_names() -> None:
     """A labeler who accepts the pre-label submits exactly its result."""
     result = prediction_result(CONFIG, {"cat": 0.9, "dog": 0.1})
     assert read_labels(CONFIG, tasks(Annotation(1, result, False, False, "2026"))).labels[7] == "cat"
+
+
+# -- several people ---------------------------------------------------------------------------------------------------
+
+
+def by(person: int | None, number: int, label: str, *, truth: bool = False) -> Annotation:
+    return Annotation(number, [region(label)], False, truth, f"2026-01-01T00:00:{number:02d}Z", person)
+
+
+def test_of_each_person_the_last_annotation_counts() -> None:
+    """One says cat three times, then dog; another says dog; a third cat: two dogs against a cat."""
+    given = [by(7, 1, "cat"), by(7, 2, "cat"), by(7, 3, "cat"), by(8, 4, "dog"), by(9, 5, "cat"), by(7, 6, "dog")]
+    labels = read_labels(CONFIG, tasks(*given))
+    assert labels.labels == {7: "dog"}
+    assert labels.several == {7: SeveralAnswers([(8, "dog"), (9, "cat"), (7, "dog")])}
+
+
+def test_annotations_of_nobody_known_all_count() -> None:
+    """Imported ones may say nobody: two cats against a dog that came last."""
+    labels = read_labels(CONFIG, tasks(by(None, 1, "cat"), by(None, 2, "cat"), by(None, 3, "dog")))
+    assert labels.labels == {7: "cat"}
+    assert len(labels.several[7].answers) == 3
+
+
+def test_ground_truth_stays_although_its_author_said_otherwise_later() -> None:
+    """Whose it is matters as little as when it was."""
+    labels = read_labels(CONFIG, tasks(by(7, 1, "cat", truth=True), by(7, 2, "dog"), by(8, 3, "dog")))
+    assert labels.labels == {7: "cat"}
+    assert labels.several[7].has_ground_truth
+
+
+def test_one_person_s_answers_are_not_several() -> None:
+    """Nor is one answer beside one that is no label."""
+    empty = Annotation(2, [], False, False, "2026-01-01T00:00:02Z", 8)
+    for answers in ([by(7, 1, "cat"), by(7, 2, "dog")], [by(7, 1, "cat"), empty]):
+        assert read_labels(CONFIG, tasks(*answers)).several == {}

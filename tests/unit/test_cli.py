@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import CREATED, LABEL_CONFIG, World, retrain, rgb
+from fakes import CREATED, LABEL_CONFIG, World, add_cats_and_dogs, label, retrain, rgb
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -217,6 +217,81 @@ def test_suspects_of_nothing_is_a_sentence(built: World, project: str, sentence:
     done = run("suspects", project)
     assert isinstance(done.exception, BackendError)
     assert sentence in str(done.exception)
+
+
+@pytest.fixture
+def two_versions(built: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Project 1 with versions of six and of seven labels; who waits for the worker is the worker."""
+    add_cats_and_dogs(built)
+    retrain(built)
+    label(built, cat=[4])
+    retrain(built)
+
+    def work(project_id: int, ticket: int, timeout_s: float) -> bool:
+        retrain(built, project_id)
+        return True
+
+    monkeypatch.setattr(built.jobs, "wait_for_retrain", work)
+    return built
+
+
+def test_models_are_listed_newest_first(two_versions: World) -> None:
+    """A line each: name, time, kind, labels, accuracy, what it is used for."""
+    newest, oldest = run("models", "1").output.splitlines()
+    assert newest.startswith("v0002-7labels-")
+    assert newest.endswith("cross-validated  published")
+    assert "6 labels" in oldest
+    assert "published" not in oldest
+    content = json.loads(run("models", "1", "--json").output)
+    assert [item["labels_used"] for item in content["versions"]] == [7, 6]
+
+
+def test_a_model_is_shown(two_versions: World) -> None:
+    """Its record, by its number."""
+    shown = json.loads(run("models", "1", "--show", "v0001").output)
+    assert (shown["labels_used"], shown["published"], shown["fingerprint"]) == (6, False, "f00d")
+
+
+def test_using_a_model_goes_back_to_it_and_newest_goes_on(two_versions: World) -> None:
+    """What is published after each is in the list that follows."""
+    lines = run("models", "1", "--use", "v0001").output.splitlines()
+    assert lines[0].startswith("v0003-6labels-")
+    assert "-from-v0001" in lines[0]
+    assert lines[0].endswith("published")
+    assert lines[2].endswith("pinned")
+    lines = run("models", "1", "--use", "newest").output.splitlines()
+    assert lines[0].startswith("v0004-7labels-")
+    assert not any(line.endswith("pinned") for line in lines)
+
+
+def test_a_worker_that_does_not_come_is_told(two_versions: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pin stands all the same."""
+    monkeypatch.setattr(two_versions.jobs, "wait_for_retrain", lambda *_, **__: False)
+    done = run("models", "1", "--use", "v0001")
+    assert done.exit_code == 0
+    assert "not published yet: the worker is busy, or none runs" in done.stderr
+    assert two_versions.registry.pin(1) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["1", "--show", "v0001", "--use", "v0001"], "cannot be given together"),
+        (["1", "--use", "v0077"], "project 1 keeps no version 'v0077'"),
+        (["5"], "backend connect 5"),
+    ],
+)
+def test_models_say_what_is_wrong(two_versions: World, arguments: list[str], sentence: str) -> None:
+    """One sentence."""
+    done = run("models", *arguments)
+    assert isinstance(done.exception, BackendError)
+    assert sentence in str(done.exception)
+
+
+def test_a_project_without_a_version_is_said(built: World) -> None:
+    """Not an empty answer."""
+    built.registry.register(1, CREATED, LABEL_CONFIG)
+    assert run("models", "1").output == "project 1 has no version yet\n"
 
 
 def test_doctor_refuses_a_malformed_validation_filter(monkeypatch: pytest.MonkeyPatch) -> None:

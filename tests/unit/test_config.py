@@ -80,6 +80,7 @@ MISTAKES = {
     "FINETUNE_FROM": "19",
     "RANDOM_STATE": str(2**31),
     "LOG_LEVEL": "info",
+    "LOG_FORMAT": "yaml",
     "ALLOW_WEIGHTS_DOWNLOAD": "perhaps",
     "MAX_IMAGE_PIXELS": "63",
     "DATA_DIR": "~no-such-user/data",
@@ -234,3 +235,17 @@ def test_an_address_that_cannot_be_one_is_refused(raw: str) -> None:
     with pytest.raises(SettingsError, match=expected) as caught:
         Settings.from_mapping({"DATA_DIR": raw})
     assert "secret" not in str(caught.value)
+
+
+def test_the_secrets_are_those_that_are_never_shown() -> None:
+    """Token, passwords and webhook secret; of Redis' address the password, in both of its spellings."""
+    settings = Settings.from_mapping(
+        {
+            "LABEL_STUDIO_TOKEN": "tok-en-1",
+            "BACKEND_PASSWORD": "pass-w0rd",
+            "WEBHOOK_SECRET": "s3cret",
+            "REDIS_URL": "redis://user:p%40ss@127.0.0.1:6379/0",
+        }
+    )
+    assert set(settings.secrets()) == {"tok-en-1", "pass-w0rd", "s3cret", "p%40ss", "p@ss"}
+    assert Settings().secrets() == []

@@ -7,9 +7,12 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from backend import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "backend"
@@ -48,6 +51,12 @@ def test_a_module_imports_only_from_floors_below_its_own() -> None:
         [str(program), "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_release_is_that_of_the_project_file() -> None:
+    """Versions name the release that made them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert __version__ == project["version"]
 
 
 def test_only_the_config_module_reads_the_environment() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.machine import n_usable_cores
+from backend.machine import NICENESS, n_usable_cores
 
 
 @pytest.fixture
@@ -71,3 +71,77 @@ def test_thread_pools_get_no_more_threads_than_the_limit(of_its_own: str, limit:
     command = [sys.executable, "-W", "ignore", "-c", POOLS, str(limit)]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     assert max(json.loads(answer.stdout)) == expected
+
+
+PRIORITY = """
+import os, threading
+from backend.machine import give_way
+os.nice(int(__import__("sys").argv[1]))
+give_way()
+give_way()
+thread = threading.Thread(target=lambda: print(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.parametrize(("before", "expected"), [(0, NICENESS), (10, 10)])
+def test_a_process_goes_behind_others_and_its_threads_with_it(before: int, expected: int) -> None:
+    """Once, and never in front of where it was."""
+    command = [sys.executable, "-c", PRIORITY, str(before)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(answer.stdout) == expected
+
+
+MEMORY = """
+import numpy
+from backend.machine import release_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+pieces = [numpy.ones(8_000) for _ in range(2_000)]  # 128 MB that no piece of is mapped by itself
+last = pieces[-1]
+del pieces
+before = resident()
+release_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells a process' memory so")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """What lies below a piece that is still in use, too."""
+    answer = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=60)
+    assert int(answer.stdout) > 100e6
+
+
+SETTLED = """
+import gc, weakref
+import label_studio_sdk.label_interface.interface
+from backend.machine import settle_memory
+
+class Node:
+    pass
+
+def forgotten():
+    node = Node()
+    node.itself = node
+    return weakref.ref(node)
+
+gc.disable()
+before, after = [forgotten() for _ in range(9)], []
+settle_memory()
+looked_at = len(gc.get_objects())
+after = [forgotten() for _ in range(9)]
+gc.collect()
+print(looked_at, gc.get_freeze_count(), sum(ref() is not None for ref in before + after))
+"""
+
+
+def test_what_is_loaded_is_no_longer_searched_for_garbage() -> None:
+    """Garbage of before is gone, garbage of afterwards is found, and there is hardly anything to look at."""
+    answer = subprocess.run([sys.executable, "-c", SETTLED], capture_output=True, text=True, check=True, timeout=60)
+    looked_at, frozen, left = map(int, answer.stdout.split())
+    assert looked_at < 1_000 < 50_000 < frozen
+    assert left == 0

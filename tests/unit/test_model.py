@@ -140,7 +140,7 @@ def test_a_project_id_is_read_in_all_of_label_studio_s_spellings(raw: object) ->
     "raw",
     [
         *(None, "", "x", "-3", -3, 0, "0", True, {}, {"id": None}, {"id": {"id": 3}}, [], [3], "3 ", "²", "٣"),
-        *(2**31, "3x", "9" * 5000, "../3", float("nan"), float("inf"), "\x00"),
+        *(2**31, "3x", "9" * 5000, "../3", float("nan"), float("inf"), "\x00", 3.5, 10**400, -(10**400), 1e300, b"3"),
     ],
 )
 def test_anything_else_is_no_project_id(raw: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -69,6 +70,23 @@ def test_a_created_folder_never_changes(folder: Folder) -> None:
     assert folder.read("3/versions/v1/head") == b"h"
     assert folder.read("3/versions/v1/record.json") == b"r"
     assert sorted(folder.created("3/versions", "record.json")) == ["v1", "v2"]
+
+
+def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be written, why, and what to do; whatever was there stays, and nothing half-written does."""
+    folder = LocalFolder(tmp_path)
+    folder.write("3/a.json", b"before")
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(StorageError, match=r"a\.json cannot be written: No space left on device; make room"):
+        folder.write("3/a.json", b"after")
+    with pytest.raises(StorageError, match="v1 cannot be written: No space left"):
+        folder.create("3/versions/v1", {"head": b"h", "record.json": b"r"})
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.json"]
+    assert folder.read("3/a.json") == b"before"
 
 
 def test_a_folder_counts_once_its_last_file_is_there(store_address: Address) -> None:

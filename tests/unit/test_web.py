@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gc
 import json
 import socket
 import threading
@@ -102,6 +103,10 @@ ROUTES = [
     ("GET", "/versions"),
     ("GET", "/metrics"),
     ("GET", "/api/projects/3/status"),
+    ("GET", "/api/projects/3/versions"),
+    ("GET", f"/api/projects/3/versions/{VERSION}"),
+    ("POST", "/api/projects/3/pin"),
+    ("DELETE", "/api/projects/3/pin"),
     ("GET", "/no-such-page"),
 ]
 
@@ -150,6 +155,21 @@ def test_health_needs_no_credentials_but_no_wrong_ones(stranger: FlaskClient) ->
     for name, headers in WRONG.items():
         if headers:
             assert stranger.get("/health", headers=headers).status_code == 401, name
+
+
+def test_ready_tells_strangers_no_more_than_the_state(project: World, stranger: FlaskClient) -> None:
+    """No worker here: 503 for all; who is known reads which check failed; wrong credentials are 401."""
+    answer = stranger.get("/ready")
+    assert (answer.status_code, answer.json) == (503, {"status": "not ready"})
+    known = stranger.get("/ready", headers=basic())
+    assert known.status_code == 503
+    checks = (known.json or {})["checks"]
+    assert [name for name, check in checks.items() if not check["ok"]] == ["worker"]
+    for name, headers in WRONG.items():
+        if headers:
+            assert stranger.get("/ready", headers=headers).status_code == 401, name
+    open_to_all = client_of(project.again(backend_password=""), credentials=False)
+    assert "checks" in (open_to_all.get("/ready").json or {})
 
 
 def test_a_non_ascii_password_works(project: World) -> None:
@@ -259,7 +279,7 @@ def test_an_odd_creation_time_is_no_error(client: FlaskClient, created: str) -> 
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
@@ -428,6 +448,8 @@ def test_a_warm_process_answers_as_a_cold_one(project: World, dead_redis_url: st
     other = project.again(redis_url=dead_redis_url)
     project.label_studio.asked.clear()
     warm_up(other.services)
+    assert gc.get_freeze_count() > 100_000  # no search for garbage stops a request
+    gc.unfreeze()
     assert project.label_studio.asked == []
     body = {"tasks": [task(1), task(2)], "project": UID}
     answers = [client_of(world).post("/predict", json=body).json for world in (project, other)]
@@ -512,6 +534,29 @@ def test_a_short_wait_ends_without_a_worker(project: World) -> None:
     assert (client.post("/webhook", json=payload("ANNOTATION_CREATED")).json or {})["ticket"] == 1
 
 
+def test_the_wait_is_half_as_long_while_another_label_is_learned(
+    project: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our version then comes after that one; people who label together would wait for each other twice."""
+    waited: list[float] = []
+
+    def wait(project_id: int, ticket: int, timeout_s: float) -> bool:
+        waited.append(timeout_s)
+        return True
+
+    world = project.again(publish_wait_s=0.4)
+    monkeypatch.setattr(world.services.jobs, "wait_for_retrain", wait)
+    client = client_of(world)
+    client.post("/webhook", json=payload("ANNOTATION_CREATED"))
+    client.post("/webhook", json=payload("ANNOTATION_CREATED"))
+    project.jobs.begin_retrain(3)
+    with project.jobs.project_lock(3):
+        client.post("/webhook", json=payload("ANNOTATION_CREATED"))
+    project.jobs.begin_retrain(3)
+    client.post("/webhook", json=payload("ANNOTATION_CREATED"))
+    assert waited == [0.4, 0.2, 0.2, 0.4]
+
+
 # -- job_status, versions ---------------------------------------------------------------------------------------------
 
 
@@ -524,7 +569,7 @@ def test_the_state_of_a_job(project: World, client: FlaskClient, method: str) ->
     assert (answer.json or {})["job_status"] == "queued"
 
 
-@pytest.mark.parametrize("job", ["retrain-3-000000000000", "../../etc/passwd", "", "é\n\0", "x" * 3000])
+@pytest.mark.parametrize("job", ["retrain-3-000000000000", "../../etc/passwd", "", "é\n\0", "x" * 200])
 def test_an_unknown_job_is_410(client: FlaskClient, job: str) -> None:
     """Label Studio takes 410 for a job that is over and forgotten."""
     assert client.post("/job_status", json={"job": job}).status_code == 410
@@ -546,6 +591,79 @@ def test_asking_for_versions_keeps_nothing(project: World, client: FlaskClient) 
     """A question about any number makes no folder."""
     assert client.get("/versions?project=99").json == {"versions": []}
     assert not (project.services.settings.data_dir / "projects" / "99").exists()
+
+
+# -- going back to a version ------------------------------------------------------------------------------------------
+
+
+def test_versions_are_listed_and_shown(project: World, client: FlaskClient) -> None:
+    """Name, labels, what it is used for; of one version all that is kept."""
+    newer = "v0002-3labels-20260102T000000Z"
+    publish(project, 3, newer)
+    listed = (client.get("/api/projects/3/versions").json or {})["versions"]
+    assert [(item["version"], item["published"], item["pinned"]) for item in listed] == [
+        (newer, True, False),
+        (VERSION, False, False),
+    ]
+    shown = client.get(f"/api/projects/3/versions/{VERSION}").json or {}
+    assert (shown["fingerprint"], shown["labels_by_class"]) == ("f00d", {"cat": 1, "dog": 1})
+    assert (client.get("/api/projects/3/versions/v0002").json or {})["version"] == newer
+
+
+def test_a_version_is_pinned_and_released(project: World, client: FlaskClient) -> None:
+    """202: the worker publishes it; the status tells of the pin at once."""
+    publish(project, 3, "v0002-3labels-20260102T000000Z")
+    answer = client.post("/api/projects/3/pin", json={"version": "v0001"})
+    assert answer.status_code == 202
+    pinned = (answer.json or {})["pinned"]
+    assert (pinned["version"], pinned["by"]) == (VERSION, "API")
+    assert project.waiting() == ["retrain(3)"]
+    assert (client.get("/api/projects/3/status").json or {})["pinned"] == pinned
+    answer = client.delete("/api/projects/3/pin")
+    assert (answer.status_code, answer.json) == (202, {"pinned": None})
+    assert (client.get("/api/projects/3/status").json or {})["pinned"] is None
+    assert client.delete("/api/projects/3/pin").status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "sentence"),
+    [
+        ("/api/projects/3/pin", {"version": "v0009"}, 404, "keeps no version 'v0009'"),
+        ("/api/projects/7/pin", {"version": "v0001"}, 404, "backend connect 7"),
+        ("/api/projects/3/pin", {}, 400, "expects a text in 'version'"),
+        ("/api/projects/3/pin", {"version": 1}, 400, "expects a text in 'version'"),
+        ("/api/projects/3/pin", [], 400, "expects a JSON object"),
+    ],
+)
+def test_a_pin_that_cannot_be_is_a_sentence(
+    client: FlaskClient, path: str, body: object, status: int, sentence: str
+) -> None:
+    """Which version, which project, what was expected."""
+    answer = client.post(path, json=body)
+    assert answer.status_code == status
+    assert sentence in sentence_of(answer)
+
+
+def test_a_version_that_cannot_serve_the_project_is_409(project: World, client: FlaskClient) -> None:
+    """The labeling config offers other labels by now."""
+    project.registry.register(3, CREATED, LABEL_CONFIG.replace("dog", "wolf"))
+    answer = client.post("/api/projects/3/pin", json={"version": VERSION})
+    assert answer.status_code == 409
+    assert "no longer offers" in sentence_of(answer)
+
+
+def test_another_site_s_form_pins_nothing(project: World, client: FlaskClient) -> None:
+    """A browser sends the password along with a form, but a form cannot be of type JSON."""
+    answer = client.post("/api/projects/3/pin", data='{"version": "v0001"}', content_type="text/plain")
+    assert answer.status_code == 400
+    assert "application/json" in sentence_of(answer)
+    assert project.registry.pin(3) is None
+
+
+@pytest.mark.parametrize("name", ["..%2F..%2Fproject.json", "v9", "%00", "x" * 3000])
+def test_a_version_of_any_other_name_is_404(client: FlaskClient, name: str) -> None:
+    """No name leads out of the folder."""
+    assert client.get(f"/api/projects/3/versions/{name}").status_code == 404
 
 
 # -- status -----------------------------------------------------------------------------------------------------------
@@ -679,7 +797,7 @@ def test_metrics_are_prometheus_text(project: World, client: FlaskClient) -> Non
     """Its own parser reads them; the figures are those of the published version and of the queue."""
     project.registry.register(5, CREATED, LABEL_CONFIG)
     project.jobs.request_retrain(3)
-    project.jobs.count("jobs_done", 3)
+    project.jobs.count("jobs retrain done", 3)
     answer = client.get("/metrics")
     assert answer.content_type.startswith("text/plain")
     families = list(text_string_to_metric_families(answer.data.decode()))
@@ -692,7 +810,7 @@ def test_metrics_are_prometheus_text(project: World, client: FlaskClient) -> Non
     assert samples["active_learning_suspects", "3"] == 0
     assert ("active_learning_labels_needed", "3") not in samples, "unknown is no number"
     assert samples["active_learning_queue_depth", "active-learning-retrain"] == 1
-    assert samples["active_learning_jobs_total", "done"] == 3
+    assert samples["active_learning_jobs_total", "done", "retrain"] == 3
     assert samples["active_learning_workers",] == 0
     assert all(family.documentation for family in families)
 
@@ -715,7 +833,7 @@ def test_without_redis_a_label_is_503_with_a_sentence(cut_off: FlaskClient) -> N
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/setup", {"project": "8.1", "schema": LABEL_CONFIG}), ("/job_status", {"job": "retrain-3-0"})],
+    [("/setup", {"project": f"8.{CREATED}", "schema": LABEL_CONFIG}), ("/job_status", {"job": "retrain-3-0"})],
 )
 def test_without_redis_what_needs_it_is_503(cut_off: FlaskClient, path: str, body: dict[str, str]) -> None:
     """A sentence each."""
@@ -740,7 +858,7 @@ def test_without_redis_the_status_says_so(cut_off: FlaskClient) -> None:
 
 def test_a_setup_that_failed_without_redis_is_asked_again(project: World, dead_redis_url: str) -> None:
     """Redis was away when the project was set up: the next setup still asks for embedding."""
-    body = {"project": "8.1", "schema": LABEL_CONFIG}
+    body = {"project": f"8.{CREATED}", "schema": LABEL_CONFIG}
     assert client_of(project.again(redis_url=dead_redis_url)).post("/setup", json=body).status_code == 503
     assert client_of(project).post("/setup", json=body).status_code == 200
     assert project.waiting() == ["plan_embedding(8)"]

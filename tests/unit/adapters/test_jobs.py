@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 import zlib
@@ -23,6 +24,7 @@ from backend.adapters.jobs import (
     HISTOGRAM_BOUNDS,
     QUEUES,
     RETRAIN_QUEUE,
+    SEARCH_QUEUE,
     Jobs,
     ProjectLock,
     RetrainRequest,
@@ -285,6 +287,20 @@ def test_waiting_batches_are_known_by_their_bucket(jobs: Jobs) -> None:
     assert jobs.open_buckets(99) == set()
 
 
+def test_every_shard_has_one_search_at_a_time(jobs: Jobs) -> None:
+    """A second request for a shard that waits makes no second job; one for a shard that was begun does."""
+    assert jobs.request_search(3, 0) == jobs.request_search(3, 0)
+    jobs.request_search(3, 1)
+    jobs.request_search(30, 0)
+    assert waiting(jobs, SEARCH_QUEUE) == [
+        f"backend.worker.search({n}, {shard})" for n, shard in [(3, 0), (3, 1), (30, 0)]
+    ]
+    assert (jobs.open_searches(3), jobs.open_searches(30), jobs.open_searches(1)) == (2, 1, 0)
+    jobs.begin(3, "search", 0)
+    jobs.request_search(3, 0)
+    assert jobs.open_searches(3) == 3
+
+
 def test_a_batch_carries_its_tasks(jobs: Jobs) -> None:
     """Ids and references arrive as they were, None for a task without image."""
     jobs.enqueue_batch(3, 0, [Task(1, "/data/upload/é.jpg"), Task(2, None)])
@@ -297,8 +313,13 @@ def test_retraining_comes_before_embedding(jobs: Jobs) -> None:
     jobs.request_reconciliation(3)
     jobs.request_pruning(3)
     jobs.request_retrain(3)
-    assert [queue.name for queue in jobs.queues()] == list(QUEUES) == [RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE]
-    assert jobs.queue_depths() == {RETRAIN_QUEUE: 1, EVALUATE_QUEUE: 0, EMBED_QUEUE: 3, FINETUNE_QUEUE: 0}
+    assert (
+        [queue.name for queue in jobs.queues()]
+        == list(QUEUES)
+        == [RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE, SEARCH_QUEUE]
+    )
+    depths = {RETRAIN_QUEUE: 1, EVALUATE_QUEUE: 0, EMBED_QUEUE: 3, SEARCH_QUEUE: 0, FINETUNE_QUEUE: 0}
+    assert jobs.queue_depths() == depths
     assert waiting(jobs, EMBED_QUEUE) == [
         f"backend.worker.{work}(3,)" for work in ("plan_embedding", "reconcile", "prune")
     ]
@@ -431,11 +452,85 @@ def test_no_worker_is_counted_where_none_listens(jobs: Jobs) -> None:
     assert jobs.n_workers() == 0
 
 
+def test_workers_are_counted_as_long_as_they_say_that_they_live(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of fine-tuning is not counted; one that died is not counted for long; one that left is not at all."""
+    jobs.stay_alive("a")
+    jobs.stay_alive("b")
+    jobs.stay_alive("tunes", listens=False)
+    assert jobs.n_workers() == 2
+    jobs.leave("b")
+    assert jobs.n_workers() == 1
+    monkeypatch.setattr(jobs_module, "WORKER_TTL_S", 0.001)
+    time.sleep(0.01)
+    assert jobs.n_workers() == 0
+
+
+def test_one_worker_is_told_that_redis_was_emptied(jobs: Jobs) -> None:
+    """The first to speak after it; both are counted again from then on."""
+    assert jobs.stay_alive("a")
+    assert not jobs.stay_alive("a")
+    assert not jobs.stay_alive("b")
+    jobs.redis.flushall()
+    assert [jobs.stay_alive("b"), jobs.stay_alive("a")] == [True, False]
+    assert jobs.n_workers() == 2
+
+
+def test_a_redis_that_is_silent_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and never answers: what is asked in the next moment is told so without another try."""
+    monkeypatch.setattr(jobs_module, "SOCKET_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(jobs_module, "AWAY_S", 60.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        jobs = Jobs(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        for ask in (jobs.ping, jobs.queue_depths, lambda: jobs.training(3)):
+            with pytest.raises(RedisUnavailableError, match="Redis does not answer"):
+                ask()
+        silent.settimeout(0)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+        jobs.close()
+
+
+def test_a_redis_that_refuses_one_thing_is_not_away(jobs: Jobs) -> None:
+    """A key of another type: that request fails, the next one is made."""
+    jobs.redis.set("active-learning:counters", "no hash")
+    with pytest.raises(RedisUnavailableError):
+        jobs.count("jobs_done")
+    jobs.ping()
+
+
+def test_a_retrain_is_unanswered_once_its_job_is_gone(jobs: Jobs) -> None:
+    """Not while it waits or runs, and not when a job has answered it."""
+    assert not jobs.is_unanswered(3)
+    jobs.request_retrain(3)
+    assert not jobs.is_unanswered(3)
+    request = jobs.begin_retrain(3)
+    with jobs.project_lock(3):
+        assert not jobs.is_unanswered(3)
+    assert jobs.is_unanswered(3)
+    jobs.answer_retrain(3, request)
+    assert not jobs.is_unanswered(3)
+
+
+def test_embedding_is_known_from_the_request_to_the_last_batch(jobs: Jobs) -> None:
+    """A plan that waits and a batch that waits both count, those of another project do not."""
+    assert not jobs.is_embedding(3)
+    jobs.request_embedding(33)
+    assert not jobs.is_embedding(3)
+    jobs.request_embedding(3)
+    assert jobs.is_embedding(3)
+    take(jobs, EMBED_QUEUE)
+    take(jobs, EMBED_QUEUE)
+    assert not jobs.is_embedding(3)
+    jobs.enqueue_batch(3, 0, [Task(1, "a.png")])
+    assert jobs.is_embedding(3)
+
+
 def test_fine_tuning_waits_in_a_queue_of_its_own(jobs: Jobs) -> None:
     """No worker of labels takes it, it has hours instead of half an hour, and one request is one job."""
     job = jobs.request_finetuning(3)
     assert jobs.request_finetuning(3) == job
-    assert [queue.count for queue in jobs.queues()] == [0, 0, 0]
+    assert [queue.count for queue in jobs.queues()] == [0] * len(QUEUES)
     (queue,) = jobs.queues((FINETUNE_QUEUE,))
     assert [(waiting.func_name, waiting.args, waiting.timeout) for waiting in queue.jobs] == [
         ("backend.worker.finetune", [3], 6 * 3600)
@@ -521,12 +616,17 @@ CALLS: dict[str, Any] = {
     "begin_retrain": lambda jobs: jobs.begin_retrain(3),
     "answer_retrain": lambda jobs: jobs.answer_retrain(3, RetrainRequest(1, False, 0)),
     "quiet_s": lambda jobs: jobs.quiet_s(3),
+    "answered_at": lambda jobs: jobs.answered_at(3),
     "wait_for_retrain": lambda jobs: jobs.wait_for_retrain(3, 1, 0),
     "project_lock": lambda jobs: jobs.project_lock(3).__enter__(),
     "training": lambda jobs: jobs.training(3),
     "job_status": lambda jobs: jobs.job_status("x"),
     "queue_depths": lambda jobs: jobs.queue_depths(),
     "n_workers": lambda jobs: jobs.n_workers(),
+    "is_unanswered": lambda jobs: jobs.is_unanswered(3),
+    "is_embedding": lambda jobs: jobs.is_embedding(3),
+    "request_search": lambda jobs: jobs.request_search(3, 0),
+    "open_searches": lambda jobs: jobs.open_searches(3),
     "progress": lambda jobs: jobs.progress(3),
     "set_progress": lambda jobs: jobs.set_progress(3, Progress(0, 1)),
     "advance_progress": lambda jobs: jobs.advance_progress(3, 1),
@@ -536,6 +636,16 @@ CALLS: dict[str, Any] = {
     "observe": lambda jobs: jobs.observe("x", {"y": 1.0}),
     "histograms": lambda jobs: jobs.histograms(),
     "counters": lambda jobs: jobs.counters(),
+    "failures": lambda jobs: jobs.failures(3),
+    "keep_failure": lambda jobs: jobs.keep_failure(3, "x", "y"),
+    "drop_failure": lambda jobs: jobs.drop_failure(3, "x"),
+    "schedule": lambda jobs: jobs.schedule("x", 1.0),
+    "unschedule": lambda jobs: jobs.unschedule("x"),
+    "scheduled_before": lambda jobs: jobs.scheduled_before(1.0),
+    "now": lambda jobs: jobs.now(),
+    "add_counts": lambda jobs: jobs.add_counts("x", {"y": 1.0}),
+    "counts": lambda jobs: jobs.counts("x"),
+    "newest_label_at": lambda jobs: jobs.newest_label_at(3),
 }
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from backend.adapters import label_studio as client_module
-from backend.adapters.label_studio import LabelStudioClient
+from backend.adapters.label_studio import LabelStudioClient, answers_of_event, event_of_webhook
 from backend.errors import (
     LabelStudioAuthError,
     LabelStudioError,
@@ -163,6 +163,15 @@ def test_all_projects_are_read_over_several_pages(server: Server, client: LabelS
     assert len(server.seen) == 2
 
 
+def asked_after(request: Request) -> int:
+    """The id whose later tasks are asked for."""
+    query = json.loads(request.query["query"])
+    assert query["ordering"] == ["tasks:id"]
+    (item,) = query["filters"]["items"]
+    assert (item["filter"], item["operator"]) == ("filter:tasks:id", "greater")
+    return int(item["value"])
+
+
 def test_tasks_are_read_page_by_page(
     server: Server, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,8 +186,8 @@ def test_tasks_are_read_page_by_page(
     ]
 
     def answer(request: Request) -> Answer:
-        start = (int(request.query["page"]) - 1) * int(request.query["page_size"])
-        return 200, {"tasks": raw[start : start + 2], "total": 5}
+        assert request.query["page_size"] == "2"
+        return 200, {"tasks": [task for task in raw if task["id"] > asked_after(request)][:2], "total": 5}
 
     server.answer = answer
     assert client.tasks(7, "image") == [
@@ -188,7 +197,7 @@ def test_tasks_are_read_page_by_page(
         Task(4, None),
         Task(5, None),
     ]
-    assert [request.query["page"] for request in server.seen] == ["1", "2", "3"]
+    assert [asked_after(request) for request in server.seen] == [0, 2, 4]
     first = server.seen[0]
     assert (first.path, first.query["project"], first.query["resolve_uri"]) == ("/api/tasks/", "7", "false")
 
@@ -234,8 +243,9 @@ def test_annotated_tasks_are_read_with_their_annotations(server: Server, client:
             "was_cancelled": False,
             "ground_truth": True,
             "updated_at": "2026-01-01T00:00:00Z",
+            "completed_by": 5,
         },
-        {"id": 12, "result": [], "was_cancelled": True},
+        {"id": 12, "result": [], "was_cancelled": True, "completed_by": {"id": 6, "email": "someone@example.org"}},
         {"id": 13, "result": "not a list", "updated_at": None},
         {"id": 14, "result": [good, "not a region", None]},
     ]
@@ -250,8 +260,8 @@ def test_annotated_tasks_are_read_with_their_annotations(server: Server, client:
         AnnotatedTask(
             Task(1, "a.jpg"),
             [
-                Annotation(11, [good], False, True, "2026-01-01T00:00:00Z"),
-                Annotation(12, [], True, False, ""),
+                Annotation(11, [good], False, True, "2026-01-01T00:00:00Z", 5),
+                Annotation(12, [], True, False, "", 6),
                 Annotation(13, [], False, False, ""),
                 Annotation(14, [good], False, False, ""),
             ],
@@ -501,6 +511,31 @@ def test_an_ended_session_token_is_refreshed(server: Server, connect: Connect) -
     assert any("refresh" in request.path for request in server.seen[n_requests:])
 
 
+def test_a_session_token_that_ended_by_label_studio_s_clock_is_refreshed(server: Server, connect: Connect) -> None:
+    """This machine's clock was set back an hour, so that the token seems to last; a POST is sent again, too."""
+    ended, fresh = jwt("access", 3600, 1), jwt("access", 3600, 2)
+    tokens = iter((ended, fresh))
+
+    def answer(request: Any) -> tuple[int, Any]:
+        if "refresh" in request.path:
+            return 200, {"access": next(tokens)}
+        if request.headers["Authorization"] == f"Bearer {ended}":
+            return 401, {"detail": "Given token not valid for any token type"}
+        return 200, PROJECT
+
+    server.answer = answer
+    client = connect(server.url, jwt("refresh", 100_000))
+    assert client.create_project("Animals", "<View/>").id == 3
+    assert [request.path for request in server.seen] == [
+        "/api/token/refresh/",
+        "/api/projects/",
+        "/api/token/refresh/",
+        "/api/projects/",
+    ]
+    client.project(3)
+    assert len(server.seen) == 5
+
+
 def test_an_ended_personal_token_is_an_auth_error_without_a_request(server: Server, connect: Connect) -> None:
     """The token itself says that it has run out."""
     token = jwt("refresh", -10)
@@ -634,19 +669,48 @@ def test_nobody_there_is_unreachable(connect: Connect) -> None:
         assert TOKEN not in str(caught.value)
 
 
-def test_no_answer_in_time_is_unreachable(
-    server: Server, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A Label Studio that hangs is as good as none."""
-    monkeypatch.setattr(client_module, "REQUEST_TIMEOUT_S", 0.05)
+def test_no_answer_in_time_is_unreachable(server: Server) -> None:
+    """A Label Studio that hangs is as good as none; a client that is told to be hasty asks once."""
     release = threading.Event()
     server.answer = lambda _: (release.wait(5), (200, PROJECT))[1]
+    hasty = LabelStudioClient(server.url, TOKEN, timeout_s=0.05, n_retries=0)
     with pytest.raises(LabelStudioUnreachableError, match="does not answer"):
-        client.project(3)
+        hasty.project(3)
     release.set()
+    hasty.close()
+    assert len(server.seen) == 1
 
 
 def test_building_the_client_asks_nothing(server: Server) -> None:
     """Only the first call does, so that an import or a start needs no Label Studio."""
     LabelStudioClient(server.url, TOKEN)
     assert server.seen == []
+
+
+def test_of_a_person_nothing_but_the_id_is_kept() -> None:
+    """A webhook that tells who it was in full: neither name nor address goes into the journal."""
+    annotation = {
+        "id": 3,
+        "task": 1,
+        "result": [],
+        "updated_at": "2026-01-01T00:00:00Z",
+        "completed_by": {"id": 6, "email": "someone@example.org", "first_name": "Some"},
+    }
+    counts = {"total_annotations_number": 1, "skipped_annotations_number": 0}
+    body = {
+        "action": "ANNOTATION_CREATED",
+        "project": {"id": 7, "label_config": "<View/>", "model_version": "v1", **counts},
+        "task": {"id": 1, "data": {"image": "a.jpg"}},
+        "annotation": annotation,
+    }
+    kept = event_of_webhook(body)
+    assert kept is not None
+    assert "someone" not in json.dumps(kept)
+    event = answers_of_event(kept, "image", ())
+    assert event is not None
+    assert event.model_version == "v1"
+    assert event.answered[0].annotations[0].completed_by == 6
+    del kept["model_version"], kept["annotations"][0]["completed_by"]  # of a release before
+    event = answers_of_event(kept, "image", ())
+    assert event is not None
+    assert (event.model_version, event.answered[0].annotations[0].completed_by) == (None, None)

@@ -570,3 +570,37 @@ def test_labels_outside_the_graph_are_looked_up_once(monkeypatch):
     found = pool.entry_points(0.15, rows).toarray()
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert sum(looked_up) == np.sum(~np.isin(rows, graph.rows))
+
+
+def test_labels_trusted_whole_are_labels_without_weights():
+    """Weights of 1 change no bit."""
+    embeddings, labels = clusters({"a": 8, "b": 5, "c": 4}, noise=1.0)
+    pool = Pool(embeddings)
+    rows, ones = np.arange(12), np.ones(12)
+    one = head_module.fit(pool, rows, labels[:12], HeadSettings())
+    other = head_module.fit(pool, rows, labels[:12], HeadSettings(), weights=ones)
+    np.testing.assert_array_equal(one.head.weights, other.head.weights)
+    settings, evaluation = head_module.choose_settings(pool, rows, labels[:12], random_state=0)
+    again, same = head_module.choose_settings(pool, rows, labels[:12], random_state=0, weights=ones)
+    assert settings == again
+    assert evaluation is not None
+    assert same is not None
+    np.testing.assert_array_equal(evaluation.probabilities, same.probabilities)
+
+
+def test_a_wrong_label_that_is_hardly_trusted_hardly_counts():
+    """An image among those of a, labeled b: with little weight the head goes on calling it a."""
+    embeddings, labels = clusters({"a": 10, "b": 10})
+    labels[0] = "b"
+    pool, rows = Pool(embeddings), np.arange(20)
+    whole = head_module.fit(pool, rows, labels, HeadSettings())
+    weights = np.array([0.05, *[1.0] * 19])
+    little = head_module.fit(pool, rows, labels, HeadSettings(), weights=weights)
+    assert whole.head.predict_proba(embeddings[:1])[0, 1] > 0.5
+    assert little.head.predict_proba(embeddings[:1])[0, 1] < 0.5
+
+
+def test_classes_are_balanced_by_how_much_their_labels_are_trusted():
+    """Two labels of a that count half are as one of b that counts whole."""
+    weights = head_module.class_weights(np.array([0, 0, 1]), np.array([0.5, 0.5, 1.0]))
+    assert weights.tolist() == [1.0, 1.0]

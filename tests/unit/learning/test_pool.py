@@ -64,7 +64,7 @@ def test_what_is_prepared_is_not_made_again(monkeypatch):
 
         monkeypatch.setattr(module, name, make)
 
-    for name in ("pool_space", "neighbor_graph", "typicality", "principal_axes"):
+    for name in ("pool_space", "neighbor_graph", "measure_typicality", "principal_axes"):
         counted(name)
     pool = Pool(np.random.default_rng(0).normal(size=(60, 5)), n_details=1)
     beside = threading.Thread(target=pool.prepare, args=([0.35, 0.0],))

@@ -9,6 +9,7 @@ import pytest
 from fakes import World, rgb
 
 from backend.adapters.label_studio import UNCERTAINTY_SAMPLING, WEBHOOK_ACTIONS
+from backend.addresses import same_address
 from backend.errors import (
     LabelingConfigError,
     LabelStudioError,
@@ -20,7 +21,6 @@ from backend.loop.connect import (
     PROJECT_HEADER,
     SECRET_HEADER,
     explain_refusal,
-    same_address,
     webhook_faults,
 )
 

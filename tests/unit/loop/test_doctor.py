@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fakes import World, retrain, rgb
-from rq import Queue, Worker
-from rq.serializers import JSONSerializer
 from werkzeug.serving import make_server
 
-from backend.adapters.jobs import RETRAIN_QUEUE
 from backend.errors import BackboneError, LabelStudioAuthError, LabelStudioError, LabelStudioUnreachableError
 from backend.schema import Check, ValidationFilter
 
@@ -60,13 +58,9 @@ def healthy(world: World, serve: Callable[[App], str]) -> Iterator[World]:
     whole.embed_all()
     whole.services.connector.connect(1)
     assert whole.services.trainer.retrain(1) is not None
-    redis = whole.jobs.redis
-    queue = Queue(RETRAIN_QUEUE, connection=redis, serializer=JSONSerializer)
-    worker = Worker([queue], connection=redis, serializer=JSONSerializer)
-    worker.register_birth()
+    whole.jobs.stay_alive("a worker")
     yield whole
-    worker.register_death()
-    redis.close()
+    whole.jobs.close()
 
 
 def checks(world: World, projects: list[int] | None = None) -> dict[str, Check]:
@@ -94,6 +88,7 @@ def test_a_healthy_service_passes_every_check(healthy: World) -> None:
         "worker",
         "backbone",
         "this backend",
+        "this backend is ready",
         "Label Studio",
         "token",
         "project 1: labeling config",
@@ -116,7 +111,7 @@ def test_redis_away(healthy: World, dead_redis_url: str) -> None:
 
 def test_no_worker(healthy: World) -> None:
     """The command that starts one."""
-    healthy.jobs.redis.flushall()
+    healthy.jobs.leave("a worker")
     check = broken(healthy)
     assert check.name == "worker"
     assert "python -m backend worker" in str(check.cure)
@@ -447,3 +442,55 @@ def test_labels_that_cannot_be_read_fail_the_check_of_the_split(healthy: World) 
     other.label_studio.failures["annotated_tasks"] = LabelStudioError("GET … answered 500: locked", status=500)
     check = broken(other)
     assert (check.name, check.found) == (SPLIT, "GET … answered 500: locked")
+
+
+# -- the service's own view, and its failures -------------------------------------------------------------------------
+
+
+def ready(status: str, content: bytes) -> App:
+    """Ours, whose /ready answers this."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        if environ["PATH_INFO"] != "/ready":
+            return list(OURS(environ, start_response))
+        start_response(status, [("Content-Type", "application/json")])
+        return [content]
+
+    return app
+
+
+def test_what_the_web_service_cannot_reach_is_told(healthy: World, serve: Callable[[App], str]) -> None:
+    """It may run elsewhere than this command, and see another disk and another network."""
+    found = {"redis": {"ok": True, "found": "answers"}, "disk": {"ok": False, "found": "DATA_DIR cannot be written"}}
+    content = json.dumps({"status": "not ready", "checks": found}).encode()
+    check = checks(healthy.again(backend_url=serve(ready("503 Service Unavailable", content))))["this backend is ready"]
+    assert not check.ok
+    assert check.found == "disk: DATA_DIR cannot be written"
+    assert check.cure
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [("404 Not Found", b"{}"), ("200 OK", b"no JSON"), ("503 Busy", b'{"checks": 3}'), ("503 Busy", b"[]")],
+)
+def test_a_ready_that_is_none_is_told(healthy: World, serve: Callable[[App], str], status: str, content: bytes) -> None:
+    """Another release, a proxy's page: a sentence and no traceback."""
+    check = checks(healthy.again(backend_url=serve(ready(status, content))))["this backend is ready"]
+    assert not check.ok
+    assert check.found
+    assert check.cure
+
+
+def test_a_failing_job_is_told_with_its_reason(healthy: World) -> None:
+    """How often, since when, when it is tried again, and whether a person is needed."""
+    healthy.services.retries.failed(1, "retrain", LabelStudioError("status 500: database is locked"))
+    healthy.services.retries.failed(1, "evaluate", LabelStudioAuthError("the token is refused; set another"))
+    healthy.services.retries.given_up(1, "plan_embedding", "4 workers died of it", 4)
+    found = checks(healthy)
+    retrain_check = found["project 1: retrain"]
+    assert not retrain_check.ok
+    assert "failed 1 times since 20" in retrain_check.found
+    assert "tried again at 20" in retrain_check.found
+    assert retrain_check.found.endswith(": status 500: database is locked")
+    assert found["project 1: evaluate"].cure == "do what it says"
+    assert "not tried again by itself" in found["project 1: plan_embedding"].found

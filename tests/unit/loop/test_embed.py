@@ -7,13 +7,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import LABEL_CONFIG, World, build_world, rgb
 from PIL import Image
 
 from backend.adapters.embedding_store import EmbeddingTable
+from backend.adapters.jobs import EMBED_QUEUE
 from backend.errors import LabelingConfigError
+from backend.loop import embed
 from backend.loop.pipeline import WORTH_ACCELERATING
 from backend.schema import Progress, Task
 
@@ -29,7 +32,7 @@ def pictures(world: World) -> World:
 
 def work(world: World) -> None:
     """Does the waiting embedding jobs, as a worker does, until none is left."""
-    queue = world.jobs.queues()[-1]
+    queue = world.jobs.queues([EMBED_QUEUE])[0]
     while queue.count:
         job = queue.jobs[0]
         queue.pop_job_id()
@@ -40,7 +43,7 @@ def work(world: World) -> None:
 
 
 def table(world: World) -> EmbeddingTable:
-    return world.services.embedder.table(1)
+    return world.table(1)
 
 
 def test_a_plan_queues_what_is_missing_in_batches(pictures: World) -> None:
@@ -50,6 +53,42 @@ def test_a_plan_queues_what_is_missing_in_batches(pictures: World) -> None:
     assert pictures.jobs.open_buckets(1) == {0, 1, 2}
     assert pictures.jobs.progress(1) == Progress(0, 5)
     assert pictures.registry.known_projects() == [1]
+
+
+def interrupted(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A plan that lists two tasks at a time, and is interrupted by a retrain after the first two; what it asks for."""
+    monkeypatch.setattr(embed, "TASKS_PER_PAGE", 2)
+    asked: list[int] = []
+    tasks_after = world.label_studio.tasks_after
+
+    def spy(project_id: int, image_field: str, task_id: int, **options: Any) -> list[Task]:
+        if not asked:
+            world.jobs.request_retrain(1)
+        asked.append(task_id)
+        return tasks_after(project_id, image_field, task_id, **options)
+
+    monkeypatch.setattr(world.label_studio, "tasks_after", spy)
+    assert world.services.embedder.plan(1) is None
+    assert world.waiting() == ["retrain(1)", "plan_embedding(1)"]
+    world.empty_queue_of_retrains()
+    return asked
+
+
+def test_a_label_does_not_wait_until_all_tasks_are_listed(pictures: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan is queued again behind it, and goes on where it stopped."""
+    asked = interrupted(pictures, monkeypatch)
+    assert pictures.services.embedder.plan(1) == 5
+    assert asked == [0, 2, 4]
+    assert pictures.services.embedder.plan(1) == 5
+    assert asked == [0, 2, 4, 0, 2, 4]
+
+
+def test_a_listing_that_was_left_long_ago_begins_anew(pictures: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker went on with it, and images may have changed since."""
+    asked = interrupted(pictures, monkeypatch)
+    monkeypatch.setattr(embed, "LISTING_LASTS_S", 0.0)
+    assert pictures.services.embedder.plan(1) == 5
+    assert asked == [0, 0, 2, 4]
 
 
 def test_a_second_plan_does_not_queue_the_same_batches_again(pictures: World) -> None:
@@ -157,8 +196,8 @@ def test_projects_keep_their_embeddings_apart(pictures: World) -> None:
     pictures.label_studio.add_project(2, [rgb(0, 255)])
     pictures.embed_all(1)
     pictures.embed_all(2)
-    assert pictures.services.embedder.table(2).task_ids.tolist() == [1]
-    assert pictures.services.embedder.table(2).embeddings[0].tolist() == [0, 1, 0]
+    assert pictures.table(2).task_ids.tolist() == [1]
+    assert pictures.table(2).embeddings[0].tolist() == [0, 1, 0]
     assert table(pictures).embeddings[0].tolist() != [0, 1, 0]
 
 
@@ -169,6 +208,7 @@ sys.path[:0] = sys.argv[1:3]
 from fakes import FakeImages, FakeLabelStudio, TinyBackbone, build_world, rgb
 from backend.config import Settings
 from backend.loop import embed
+from backend.adapters.jobs import EMBED_QUEUE
 from backend.schema import Task
 
 class Mortal(TinyBackbone):
@@ -182,7 +222,7 @@ settings = Settings(redis_url=sys.argv[3], data_dir=Path(sys.argv[4]), embed_bat
 world = build_world(settings, FakeLabelStudio(), FakeImages(), Mortal())
 world.label_studio.add_project(1, [rgb(n) for n in range(1, 11)])
 world.services.embedder.plan(1)
-world.services.jobs.queues()[-1].pop_job_id()
+world.services.jobs.queues([EMBED_QUEUE])[0].pop_job_id()
 world.services.embedder.embed_batch(1, [Task(n, rgb(n)) for n in range(1, 11)])
 """
 
@@ -230,17 +270,17 @@ def test_a_label_does_not_wait_for_a_whole_batch(world: World) -> None:
     embedder = large.services.embedder
     embedder.plan(1)
     assert large.waiting() == ["embed_batch(1)"]
-    large.jobs.queues()[-1].pop_job_id()
+    large.jobs.queues([EMBED_QUEUE])[0].pop_job_id()
     large.jobs.request_retrain(1)
     embedder.embed_batch(1, [Task(n, image) for n, image in enumerate(IMAGES, start=1)])
-    assert embedder.table(1).task_ids.tolist() == [1, 2]
+    assert embedder.index(1).task_ids.tolist() == [1, 2]
     assert large.waiting() == ["retrain(1)", "embed_batch(1)"]
     assert large.jobs.open_buckets(1) == {0}
-    (rest,) = large.jobs.queues()[-1].jobs
+    (rest,) = large.jobs.queues([EMBED_QUEUE])[0].jobs
     assert [task_id for task_id, _ in rest.args[1]] == [3, 4, 5]
     large.jobs.queues()[0].empty()
     work(large)
-    assert embedder.table(1).task_ids.tolist() == [1, 2, 3, 4, 5]
+    assert embedder.index(1).task_ids.tolist() == [1, 2, 3, 4, 5]
     assert large.backbone.n_embedded == 5
 
 

@@ -68,7 +68,7 @@ def test_a_better_backbone_is_adopted_and_the_next_version_is_made_with_it(proje
     assert record is not None
     assert (record.outcome, record.labels_used, record.base) == ("in_use", N_LABELS, "f00d")
     assert project.services.backbones.current(1).backbone.fingerprint == record.fingerprint
-    table = project.services.embedder.table(1)
+    table = project.table(1)
     assert table.task_ids.tolist() == list(range(1, N_TASKS + 1))
     np.testing.assert_allclose(table.embeddings[0, 1], 95 / 255, rtol=1e-3)
     assert project.waiting() == ["retrain(1)"]
@@ -210,7 +210,7 @@ def test_what_is_kept_of_an_earlier_backbone_is_pruned(project: World) -> None:
     assert not old.exists()
     assert sorted(path.name for path in folder.glob("*.lance")) == ["f00d.lance", "tuned-1-2-1.lance"]
     assert project.registry.weights_file(1, "tuned-1-2-1").exists()
-    assert len(project.services.embedder.table(1, "f00d", 3).task_ids) == N_TASKS
+    assert len(project.services.embedder.index(1, "f00d", 3).task_ids) == N_TASKS
 
 
 # -- what may go wrong ------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_images_that_are_away_for_a_while_do_not_spoil_the_switch(project: World
     assert record is not None
     assert (record.outcome, record.error) == ("in_use", None)
     assert record.note.startswith("adopted: ")
-    assert len(project.services.embedder.table(1).task_ids) == N_TASKS
+    assert len(project.table(1).task_ids) == N_TASKS
 
 
 def test_labeled_images_that_are_away_put_it_off(project: World) -> None:

@@ -96,6 +96,44 @@ def test_whatever_people_do_is_known_as_label_studio_has_it(animals: World, happ
     assert animals.services.ledger.is_true(1)
 
 
+def test_a_deleted_label_that_is_told_again_does_not_come_back(animals: World) -> None:
+    """Its event is delivered a second time, after the event of its deletion."""
+    animals.label_studio.annotate(1, 2, "cat")
+    created = animals.label_studio.event(1, "ANNOTATION_CREATED", task_id=2)
+    (gone,) = animals.label_studio[1].annotations.pop(2)
+    for body in (created, animals.label_studio.event(1, "ANNOTATIONS_DELETED", annotation_ids=[gone.id]), created):
+        ActiveLearningModel(1, services=animals.services).process_event(body["action"], body)
+    animals.services.trainer.retrain(1)
+    assert by_task(animals.services.ledger.known(1)) == truth(animals)
+
+
+def test_a_deletion_told_before_the_label_it_takes_back_counts(animals: World) -> None:
+    """Two events change places on their way."""
+    animals.label_studio.annotate(1, 2, "cat")
+    created = animals.label_studio.event(1, "ANNOTATION_CREATED", task_id=2)
+    (gone,) = animals.label_studio[1].annotations.pop(2)
+    for body in (animals.label_studio.event(1, "ANNOTATIONS_DELETED", annotation_ids=[gone.id]), created):
+        ActiveLearningModel(1, services=animals.services).process_event(body["action"], body)
+    animals.services.trainer.retrain(1)
+    assert by_task(animals.services.ledger.known(1)) == truth(animals)
+
+
+def test_a_label_deleted_long_ago_that_is_told_again_is_not_believed(animals: World) -> None:
+    """It was gone when everything was read, and the count of its event is by chance what it would be with it."""
+    animals.label_studio.annotate(1, 2, "cat")
+    created = animals.label_studio.event(1, "ANNOTATION_CREATED", task_id=2)
+    animals.label_studio.annotate(1, 3, "cat")
+    animals.label_studio.withdraw(1, 2)
+    animals.jobs.record_event(1, READ_EVERYTHING)
+    animals.services.trainer.retrain(1)
+    animals.label_studio.withdraw(1, 3)
+    tell(animals, "ANNOTATIONS_DELETED", annotation_ids=[])
+    animals.services.trainer.retrain(1)
+    ActiveLearningModel(1, services=animals.services).process_event("ANNOTATION_CREATED", created)
+    animals.services.trainer.retrain(1)
+    assert by_task(animals.services.ledger.known(1)) == truth(animals)
+
+
 def test_many_at_once_and_none_twice(animals: World) -> None:
     """A bulk event of two tasks; told twice and out of order it comes to the same."""
     label(animals, cat=[2, 3])

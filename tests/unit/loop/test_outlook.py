@@ -147,6 +147,7 @@ def test_a_record_of_an_earlier_release_has_no_curve_and_is_no_obstacle(animals:
     for name in ("learning_curve", "forecast", "suspects", "n_suspects", "validation_filter", "expected_accuracy"):
         del old[name]
     path.write_text(json.dumps(old))
+    (path.parent / "evaluation.json").unlink()  # nor is there such a file
     label(animals, cat=[3], dog=[15])
     assert labels_in(retrain(animals)) == [6]
     assert animals.services.status.project(1)["n_suspects"] == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fakes import World, region, rgb
@@ -23,15 +25,17 @@ IMAGES = [rgb(250, 0), rgb(200, 0), rgb(0, 250), rgb(0, 200)]
 
 
 @pytest.fixture
-def animals(world: World) -> World:
-    """Project 1 with a published model; all is embedded and seen, nothing waits."""
+def animals(world: World) -> Iterator[World]:
+    """Project 1 with a published model; all is embedded and seen, nothing waits. Two versions' predictions are kept."""
     world.label_studio.add_project(1, IMAGES)
     world.embed_all()
     world.label_studio.annotate(1, 1, "cat")
     world.label_studio.annotate(1, 3, "dog")
     assert world.services.trainer.retrain(1) is not None
     world.services.reconciler.reconcile(1)
-    return world
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconcile, "KEPT_PREDICTIONS", 2)
+        yield world
 
 
 @pytest.fixture
@@ -44,7 +48,8 @@ def quiet(animals: World) -> World:
 
 
 def settle(world: World) -> None:
-    """As if the workers had done all that waits: no job, no marker."""
+    """As if the workers had done all that waits: no job, no marker, no retrain unanswered."""
+    world.jobs.answer_retrain(1, world.jobs.begin_retrain(1))
     for queue in world.jobs.queues():
         queue.empty()
     for key in world.jobs.redis.keys("*marker*"):
@@ -87,6 +92,7 @@ def test_a_change_that_no_webhook_told_is_found(animals: World, event: str) -> N
     answers_only = event in ("label", "withdraw")
     assert animals.waiting() == ["retrain(1)", *([] if answers_only else ["plan_embedding(1)"])]
     settle(animals)
+    animals.embed_all()
     assert not animals.services.reconciler.reconcile(1)
 
 
@@ -164,7 +170,7 @@ def test_a_newer_project_of_the_same_id_starts_afresh(animals: World) -> None:
     animals.label_studio.change_project(1, created_at="2026-05-05T00:00:00.000000Z")
     assert animals.services.reconciler.reconcile(1)
     assert animals.registry.published(1) is None
-    assert animals.services.embedder.table(1).task_ids.tolist() == []
+    assert animals.table(1).task_ids.tolist() == []
     assert animals.services.embedder.plan(1) == 1
 
 
@@ -189,14 +195,28 @@ def test_a_queue_ordered_by_the_backend_s_title_is_repaired(animals: World) -> N
     assert animals.label_studio.served_order(1) != []
 
 
-def test_a_version_chosen_by_a_person_stays(animals: World) -> None:
-    """Somebody chose an older version of ours under Settings → Model: that is not ours to change."""
-    chosen = "v0001-9labels-20250101T000000Z"
+def test_a_version_chosen_by_a_person_is_used(animals: World) -> None:
+    """Somebody chose an older version of ours in Label Studio's settings: the project is pinned to it."""
+    chosen = animals.registry.published(1)
+    assert chosen is not None
+    animals.label_studio.annotate(1, 2, "dog")
+    assert animals.services.trainer.retrain(1) is not None
+    settle(animals)
     animals.label_studio.change_project(1, model_version=chosen)
-    animals.label_studio.asked.clear()
     animals.services.reconciler.reconcile(1)
-    assert "activate_version" not in animals.label_studio.asked
-    assert animals.label_studio[1].project.model_version == chosen
+    pin = animals.registry.pin(1)
+    assert pin is not None
+    assert (pin.version, pin.by) == (chosen, "Label Studio")
+    assert "retrain(1)" in animals.waiting()
+
+
+def test_a_version_just_chosen_keeps_its_predictions(animals: World) -> None:
+    """It is superseded and old, and would be deleted before anybody had seen that it is wanted."""
+    oldest = animals.registry.published(1)
+    publish_more(animals, 4)
+    animals.label_studio.change_project(1, model_version=oldest)
+    prune_all(animals)
+    assert oldest in animals.label_studio.prediction_counts(1)
 
 
 def test_a_queue_that_cannot_be_repaired_gets_a_new_version(animals: World) -> None:
@@ -207,6 +227,89 @@ def test_a_queue_that_cannot_be_repaired_gets_a_new_version(animals: World) -> N
     animals.services.reconciler.reconcile(1)
     assert "retrain(1)" in animals.waiting()
     assert animals.jobs.begin_retrain(1).forced
+
+
+def test_a_queue_ordered_by_a_version_that_was_never_published_is_repaired(animals: World) -> None:
+    """A worker died between the two, and nothing has changed since: the published version orders the queue again."""
+    published = animals.registry.published(1)
+    assert published is not None
+    animals.label_studio.change_project(1, model_version="v0002-9labels-20260304T050607Z")
+    animals.services.reconciler.reconcile(1)
+    assert animals.label_studio[1].project.model_version == published
+
+
+def test_a_version_about_to_be_published_is_left_alone(animals: World) -> None:
+    """Another worker has pointed Label Studio at it and publishes in a moment: that is not ours to turn back."""
+    newer = "v0002-9labels-20260304T050607Z"
+    animals.label_studio.change_project(1, model_version=newer)
+    with animals.again().jobs.project_lock(1):
+        animals.services.reconciler.reconcile(1)
+    assert animals.label_studio[1].project.model_version == newer
+
+
+def test_a_retrain_that_nobody_answered_is_requested_again(quiet: World) -> None:
+    """Its job failed in a moment when that could not be noted, and Label Studio is as it was seen last."""
+    quiet.jobs.request_retrain(1)
+    quiet.jobs.begin_retrain(1)
+    for queue in quiet.jobs.queues():
+        queue.empty()
+    assert quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["retrain(1)"]
+    assert quiet.services.trainer.retrain(1) is None
+    settle(quiet)
+    assert not quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == []
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "record.json", "published.json"])
+def test_a_version_that_cannot_be_read_is_made_anew(quiet: World, name: str) -> None:
+    """A file of the published version was cut off; the same labels make another one, and that is the end of it."""
+    before = quiet.registry.published(1)
+    folder = quiet.registry.project_directory(1)
+    assert isinstance(folder, Path)
+    path = folder / name if name == "published.json" else folder / "versions" / str(before) / name
+    path.write_bytes(path.read_bytes()[:20])
+    assert quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["retrain(1)"]
+    assert quiet.services.trainer.retrain(1) is not None
+    assert quiet.registry.damage(1) is None
+    assert quiet.registry.published(1) != before
+    settle(quiet)
+    assert not quiet.services.reconciler.reconcile(1)
+
+
+def test_embeddings_that_went_with_their_dataset_are_made_anew(quiet: World) -> None:
+    """Nothing changed in Label Studio, and all but the labeled images are unknown here."""
+    quiet.services.embedder.forget(1, [2, 4])
+    assert quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["plan_embedding(1)"]
+    assert not quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["plan_embedding(1)"]
+
+
+def test_a_label_that_is_told_and_not_there_is_found_out(quiet: World) -> None:
+    """The event of a label that was taken back long ago comes again, to a worker that never saw it."""
+    quiet.label_studio.annotate(1, 2, "cat")
+    told = event_of_webhook(quiet.label_studio.event(1, "ANNOTATION_CREATED", task_id=2))
+    quiet.label_studio.withdraw(1, 2)
+    quiet.services.reconciler.reconcile(1)
+    quiet.services.trainer.retrain(1)
+    settle(quiet)
+    quiet.jobs.record_event(1, told)
+    quiet.services.trainer.retrain(1)
+    settle(quiet)
+    assert quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["retrain(1)"]
+    record = quiet.services.trainer.retrain(1)
+    assert record is not None
+    assert record.labels_used == 2
+
+
+def test_an_evaluation_that_failed_is_asked_for_again(quiet: World) -> None:
+    """A failed job takes the mark away; what is published and not evaluated is asked for with all the rest."""
+    quiet.jobs.set_note(1, MARK, None)
+    quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["retrain(1)", "evaluate(1)", "plan_embedding(1)"]
 
 
 def test_an_empty_queue_needs_no_repair(animals: World) -> None:
@@ -226,13 +329,13 @@ def test_images_that_failed_for_a_passing_reason_are_tried_again(world: World) -
     world.label_studio.add_project(1, [rgb(1, 1), rgb(2, 2), "broken:3"])
     world.images.away.add(rgb(2, 2))
     world.embed_all()
-    assert set(world.services.embedder.table(1).failures) == {2, 3}
+    assert set(world.table(1).failures) == {2, 3}
     world.services.reconciler.reconcile(1)
     settle(world)
     world.images.away.clear()
     world.embed_all()
-    assert world.services.embedder.table(1).task_ids.tolist() == [1, 2]
-    assert set(world.services.embedder.table(1).failures) == {3}
+    assert world.table(1).task_ids.tolist() == [1, 2]
+    assert set(world.table(1).failures) == {3}
     assert not world.services.reconciler.reconcile(1)
 
 

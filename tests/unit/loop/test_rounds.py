@@ -14,7 +14,7 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import ACQUISITIONS, Settings
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.later_rounds import LATER_ROUND_STRATEGIES, RoundState, next_batch
-from backend.learning.pool import Pool
+from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.rounds import Pools, Round, Stopwatch, plan_round
 from backend.loop.seed import Seed
 from backend.schema import TrainingLabels
@@ -137,9 +137,24 @@ def test_the_batch_that_goes_on_is_chosen_away_from_what_waits(table: EmbeddingT
 def test_a_pool_is_kept_until_images_or_backbone_change(table: EmbeddingTable) -> None:
     """The same images seen by another backbone are another pool, though the table's digest is the same."""
     pools, backbone = Pools(), TinyBackbone()
-    pool = pools.pool(table, backbone)
-    assert pools.pool(table, backbone) is pool
+    pool = pools.pool(1, table, backbone)
+    assert pools.pool(1, replace(table), backbone) is pool
+    assert pools.pool(2, table, backbone) is not pool
     seen_otherwise = replace(table, embeddings=-table.embeddings)
-    other = pools.pool(seen_otherwise, TinyBackbone(fingerprint="beef"))
+    other = pools.pool(1, seen_otherwise, TinyBackbone(fingerprint="beef"))
     assert other.embeddings is seen_otherwise.embeddings
-    assert pools.pool(table, backbone) is pool
+    assert not other.is_ready(DEFAULT_DETAIL_WEIGHT)
+
+
+def test_a_pool_keeps_what_is_known_of_images_that_stay(table: EmbeddingTable) -> None:
+    """One image leaves and another shows something else: only the latter is computed anew, with the others' axes."""
+    pools, backbone = Pools(), TinyBackbone()
+    before = pools.pool(1, table, backbone).basis()
+    references = {**table.references, int(table.task_ids[1]): "another picture"}
+    embeddings = np.array(table.embeddings[1:])
+    embeddings[0] = table.embeddings[0]
+    now = replace(table, task_ids=table.task_ids[1:], embeddings=embeddings, references=references)
+    after = pools.pool(1, now, backbone).basis()
+    assert after.axes is before.axes
+    np.testing.assert_array_equal(after.coordinates[1:], before.coordinates[2:])
+    np.testing.assert_allclose(after.coordinates[0], before.coordinates[0], atol=1e-6)

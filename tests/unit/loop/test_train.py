@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from typing import Any
@@ -10,7 +11,14 @@ import pytest
 from fakes import FakeLabelStudio, TinyBackbone, World, build_world, retrain, rgb
 
 from backend.adapters.jobs import Jobs
-from backend.errors import LabelingConfigError, LabelStudioError, LockLostError, ProjectNotFoundError
+from backend.errors import (
+    LabelingConfigError,
+    LabelStudioError,
+    LockLostError,
+    ProjectBusyError,
+    ProjectNotFoundError,
+)
+from backend.loop import train
 
 CATS, DOGS = (1, 2, 3, 4), (5, 6, 7, 8)
 REDS = [rgb(255 - 20 * number, 0, 9 * number) for number in range(4)]
@@ -447,6 +455,25 @@ def test_a_failed_forced_retrain_stays_forced(animals: World) -> None:
     animals.label_studio.failures.clear()
     animals.jobs.request_retrain(1)
     assert retrain(animals).version > old.version
+
+
+def test_a_project_that_stays_locked_is_told_as_that(animals: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker retrains it for long: nothing is done, and the request stays to be answered."""
+    monkeypatch.setattr(train, "RETRAIN_WAIT_S", 0.05)
+    ticket, _ = animals.jobs.request_retrain(1)
+    animals.label_studio.asked.clear()
+    with animals.again().jobs.project_lock(1), pytest.raises(ProjectBusyError, match="project 1 stayed locked"):
+        animals.services.trainer.retrain(1)
+    assert not animals.jobs.wait_for_retrain(1, ticket, 0)
+    assert animals.label_studio.asked == []
+
+
+def test_the_record_says_which_labels_it_knows(animals: World) -> None:
+    """The digest of two lines that anybody can write: sha256 of '1 TAB cat' and '5 TAB dog'."""
+    label(animals, dog=[5], cat=[1])
+    record = retrain(animals)
+    assert record.labels_digest == hashlib.sha256(b"1\tcat\n5\tdog\n").hexdigest()
+    assert animals.registry.record(1, record.version).labels_digest == record.labels_digest
 
 
 def test_a_lost_lock_publishes_nothing(animals: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,10 +311,10 @@ def test_planning_the_embedding_lists_the_split_without_a_request_of_its_own(spl
     """Tasks are listed there anyway; the retrain after it asks for none."""
     split.label_studio.asked.clear()
     split.services.embedder.plan(1)
-    assert split.label_studio.asked.count("tasks") == 1
+    assert split.label_studio.asked.count("tasks_after") == 1
     assert split.registry.validation_split(1) == ValidationSplit("data.split=val", frozenset(IN_VALIDATION), 12)
     retrain(split)
-    assert split.label_studio.asked.count("tasks") == 1
+    assert split.label_studio.asked.count("tasks_after") == 1
 
 
 def test_a_task_put_into_the_split_leaves_the_window(split: World) -> None:
