@@ -270,6 +270,11 @@ class FaultStack:
         """The one that always runs."""
         return self.workers[0]
 
+    @property
+    def label_studio_database(self) -> Path:
+        """Label Studio's SQLite file."""
+        return self.folder / "label-studio-data" / "label_studio.sqlite3"
+
     def start(self) -> None:
         self.redis.start()
         self.label_studio.start()
@@ -385,19 +390,26 @@ def await_true(condition: Callable[[], bool], what: str, timeout_s: float) -> No
 # -- what must be true ------------------------------------------------------------------------------------------------
 
 
-def labels_in(project: LabelingProject) -> dict[int, str]:
-    """Task → label, from Label Studio's own export; several people who label one task are of one mind here."""
+def annotations_in(project: LabelingProject) -> dict[int, list[dict[str, Any]]]:
+    """Task → its annotations that count, from Label Studio's own export.
+
+    Not from `total_annotations`: that is a counter beside them, which ten people at once can leave wrong on SQLite.
+    """
     params = {"exportType": "JSON", "download_all_tasks": "true"}
+    exported = project.stack.call("GET", f"/api/projects/{project.id}/export", params=params)
+    return {
+        task["id"]: [annotation for annotation in task["annotations"] if not annotation["was_cancelled"]]
+        for task in exported
+    }
+
+
+def labels_in(annotations: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[int, str]:
+    """Task → label; several people who label one task are of one mind here."""
     found = {}
-    for task in project.stack.call("GET", f"/api/projects/{project.id}/export", params=params):
-        given = {
-            region["value"]["choices"][0]
-            for annotation in task["annotations"]
-            if not annotation["was_cancelled"]
-            for region in annotation["result"]
-        }
-        if given:
-            (found[task["id"]],) = given
+    for task_id, given in annotations.items():
+        labels = {region["value"]["choices"][0] for annotation in given for region in annotation["result"]}
+        if labels:
+            (found[task_id],) = labels
     return found
 
 
@@ -436,14 +448,15 @@ def wrong_with(stack: FaultStack, project: FaultProject) -> str | None:
         n_embedded = read_files(stack, project.id, record)
     except (OSError, ValueError, SafetensorError) as exc:
         return f"a file cannot be read: {exc}"
-    labels = labels_in(project)
+    annotations = annotations_in(project)
+    labels = labels_in(annotations)
     if labels != project.given:
         return f"Label Studio holds {len(labels)} labels, {len(project.given)} were given"
     if (record["labels_used"], record["labels_digest"]) != (len(labels), digest_of(labels)):
         return f"{record['version']} was trained on {record['labels_used']} labels, Label Studio holds {len(labels)}"
     ordered_by = project.stack.call("GET", f"/api/projects/{project.id}/")["model_version"]
     tasks = project.tasks()
-    unlabeled = {task["id"] for task in tasks if not task["total_annotations"]}
+    unlabeled = {task["id"] for task in tasks if not annotations.get(task["id"])}
     if record["pool_size"] != len(unlabeled):
         return f"{record['version']} chose from {record['pool_size']} tasks, {len(unlabeled)} are unlabeled"
     if n_embedded < len(tasks):
@@ -503,7 +516,7 @@ def n_lost(stack: FaultStack, project: FaultProject) -> int:
         record = published(stack, project.id)
     except (OSError, ValueError, KeyError):
         return len(project.given)
-    labels = labels_in(project)
+    labels = labels_in(annotations_in(project))
     if record["labels_digest"] == digest_of(labels):
         return len(set(project.given) - set(labels))
     return max(1, len({**labels, **project.given}) - record["labels_used"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 
 from fault_log import Faults
@@ -33,6 +34,25 @@ def test_labeling_config_changed_while_training(
             del project.given[task_id]
             # Label Studio refuses to take away a label in use.
             project.stack.call("PATCH", path, json={"label_config": config_of(COLOURS)})
+            project.label(1)
+
+
+def test_annotations_not_counted(fault_stack: FaultStack, faults: Faults, new_project: NewProject) -> None:
+    """Label Studio's counter of a task stays at 0, as it does when predictions come in just while it is labeled.
+
+    Then everything is read anew, for which another labeling config is a reason.
+    """
+    project = new_project(N_TASKS)
+    for number in faults.times():
+        with faults.injected("Label Studio counts no annotation of a labeled task", project):
+            project.label(2)
+            with closing(sqlite3.connect(fault_stack.label_studio_database, timeout=30)) as database, database:
+                wrong = database.execute(
+                    "UPDATE task SET total_annotations = 0 WHERE id = ?", (next(reversed(project.given)),)
+                )
+                assert wrong.rowcount == 1
+            config = config_of([*COLOURS, f"violet-{number}"])
+            project.stack.call("PATCH", f"/api/projects/{project.id}/", json={"label_config": config})
             project.label(1)
 
 

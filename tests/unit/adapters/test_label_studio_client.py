@@ -213,7 +213,7 @@ def test_further_fields_of_the_data_are_kept_where_asked_for(server: Server, cli
     expected = [Task(1, "a.jpg", {"split": "val", "fold": 3}), Task(2, "b.jpg", {"split": None}), Task(3, None)]
     assert client.tasks(7, "image", fields=("split", "fold")) == expected
     assert [item.task for item in client.annotated_tasks(7, "image", fields=("split", "fold"))] == expected
-    assert len(server.seen) == 2
+    assert [request.path for request in server.seen] == ["/api/tasks/", "/api/projects/7/", "/api/tasks/"]
 
 
 def test_an_empty_project_takes_one_request(server: Server, client: LabelStudioClient) -> None:
@@ -268,12 +268,35 @@ def test_annotated_tasks_are_read_with_their_annotations(server: Server, client:
         ),
         AnnotatedTask(Task(2, None), []),
     ]
-    query = json.loads(server.seen[0].query["query"])
+    query = json.loads(server.seen[1].query["query"])
     assert query["filters"]["conjunction"] == "or"
     assert {item["filter"] for item in query["filters"]["items"]} == {
         "filter:tasks:total_annotations",
         "filter:tasks:cancelled_annotations",
     }
+
+
+def test_annotations_missing_from_the_list_are_read_from_the_export(
+    server: Server, client: LabelStudioClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The list goes by counters, which can stay at 0; the project's own number tells that something is missing."""
+    label = {"type": "choices", "value": {"choices": ["cat"]}}
+    tasks = [
+        {"id": number, "data": {"image": "a.jpg"}, "annotations": [{"id": 10 + number, "result": [label]}]}
+        for number in (1, 2)
+    ]
+
+    def answer(request: Request) -> Answer:
+        if request.path == "/api/projects/7/export":
+            return 200, tasks
+        if request.path == "/api/projects/7/":
+            return 200, {"id": 7, "total_annotations_number": 1, "skipped_annotations_number": 1}
+        return 200, {"tasks": tasks[:1], "total": 1}
+
+    server.answer = answer
+    assert [item.task.id for item in client.annotated_tasks(7, "image")] == [1, 2]
+    assert "lists 1 of 2 annotations project=7" in caplog.text
+    assert server.seen[-1].query == {"exportType": "JSON", "download_all_tasks": "false"}
 
 
 def test_the_change_mark_moves_with_counts_and_with_the_latest_task(server: Server, client: LabelStudioClient) -> None:
