@@ -207,7 +207,7 @@ class Settings:
         _share, 0.95, "accuracy to reach, 0 to 1; the status says how many more labels that takes"
     )
     publish_wait_s: float = _setting(
-        _seconds(0), 0.4, "longest wait of a webhook answer for the version with its label; 0: never wait"
+        _seconds(0), 0.6, "longest wait of a webhook answer for the version with its label; 0: never wait"
     )
     reconcile_interval_s: float = _setting(_seconds(1), 60.0, "pause between comparisons with Label Studio")
     keep_versions: int = _setting(_whole(1), 20, "model versions kept on disk")

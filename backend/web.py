@@ -155,13 +155,13 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
 def _longest_wait(project_ids: Sequence[int], services: Services) -> float:
     """How long the answer to a label may wait for its version, in seconds.
 
-    Half as long when a label of somebody else is being learned: then ours comes after the one under way, and people who
-    label together wait for each other already.
+    A third of it when a label of somebody else is being learned: then ours comes after the one under way, and people
+    who label together wait for each other already.
     """
     longest = services.settings.publish_wait_s
     if longest <= 0 or len(project_ids) != 1:
         return 0.0
-    return longest if services.jobs.training(project_ids[0]) == "idle" else longest / 2
+    return longest if services.jobs.training(project_ids[0]) == "idle" else longest / 3
 
 
 def _created_seconds(uid: object) -> int | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_log import FIGURES, INJECTED, TIMES, Faults, caption, table, write
+from fault_log import FIGURES, INJECTED, TIMES, Faults, caption, rows_of, table, write
 from fault_stack import FAULTS_DIR, FaultProject, FaultStack, await_well
 
 N_TASKS = 150
@@ -73,21 +73,24 @@ _FAILED = pytest.StashKey[int]()
 
 
 @pytest.fixture
-def faults(fault_stack: FaultStack) -> Iterator[Faults]:
+def faults(fault_stack: FaultStack, record_property: Callable[[str, object], None]) -> Iterator[Faults]:
     """Injects faults; what a failed test left broken is put right for the next one."""
-    yield Faults(fault_stack)
+    yield Faults(fault_stack, record_property)
     proxy, webhooks = fault_stack.label_studio_proxy, fault_stack.webhooks
     proxy.delay_s, proxy.status, webhooks.mode = 0.0, None, "pass"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Prints the table: fault, times injected, labels submitted, labels lost, time to recover."""
-    rows = [injected.row() for injected in INJECTED.values() if injected.recoveries_s]
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)]
+    told = [told for report in reports if report.when == "call" for told in report.user_properties]
+    rows = rows_of(value for name, value in told if name == INJECTED)
     if not rows:
         return
+    figures = dict(value for name, value in told if name == FIGURES)
     terminalreporter.write_sep("=", "faults")
     terminalreporter.write_line(caption() + "\n\n" + table(rows))
-    for name, figures in FIGURES.items():
-        terminalreporter.write_line(f"\n{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    for name, measured in figures.items():
+        terminalreporter.write_line(f"\n{name}: " + ", ".join(f"{key} {value}" for key, value in measured.items()))
     if target := os.environ.get("FAULTS_JSON"):
-        write(Path(target), rows)
+        write(Path(target), rows, figures)

@@ -6,9 +6,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,36 +29,16 @@ MAX_LINES_PER_S = 20
 """Lines that web and workers together may log in a second of a fault, on average: more is a flood."""
 
 
-@dataclass
-class Injected:
-    """What came of one fault, over all its injections."""
-
-    fault: str
-    recoveries_s: list[float] = field(default_factory=list)
-    n_submitted: int = 0
-    n_lost: int = 0
-
-    def row(self) -> dict[str, Any]:
-        return {
-            "fault": self.fault,
-            "times": len(self.recoveries_s),
-            "labels_submitted": self.n_submitted,
-            "labels_lost": self.n_lost,
-            "recovery_median_s": round(statistics.median(self.recoveries_s), 1),
-            "recovery_max_s": round(max(self.recoveries_s), 1),
-        }
-
-
-INJECTED: dict[str, Injected] = {}
-FIGURES: dict[str, Any] = {}
-"""What else was measured, by name."""
+INJECTED, FIGURES = "fault injected", "figures"
+"""Properties of a test that tell what came of it, which travel from the process it ran in."""
 
 
 class Faults:
-    """Injects faults and sees to it that all is well afterwards."""
+    """Injects faults and sees to it that all is well afterwards; what came of it is told to `tell(property, value)`."""
 
-    def __init__(self, stack: FaultStack) -> None:
+    def __init__(self, stack: FaultStack, tell: Callable[[str, object], None]) -> None:
         self._stack = stack
+        self._tell = tell
 
     def times(self) -> range:
         """One number per injection."""
@@ -71,25 +50,46 @@ class Faults:
 
         n_requests: how many were made of the service, each of which may be logged.
         """
-        found = INJECTED.setdefault(fault, Injected(fault))
         before = sum(project.n_submitted for project in projects)
         started, log_sizes = time.monotonic(), self._stack.log_sizes()
         yield
-        found.n_submitted += sum(project.n_submitted for project in projects) - before
+        n_submitted = sum(project.n_submitted for project in projects) - before
         recovery_s = float("inf")
         try:
             recovery_s = await_well(self._stack, projects)
         finally:
-            found.n_lost += sum(n_lost(self._stack, project) for project in projects)
-            found.recoveries_s.append(recovery_s)
+            lost = sum(n_lost(self._stack, project) for project in projects)
+            self.record(fault, recovery_s, n_submitted, lost)
         logged = self._stack.logged_since(log_sizes)
         assert "Traceback" not in logged, logged[max(0, logged.index("Traceback") - 500) :][:4000]
         n_most = 100 + MAX_LINES_PER_S * (time.monotonic() - started) + n_requests
         assert logged.count("\n") < n_most, logged[-4000:]
 
-    def record(self, fault: str, recovery_s: float) -> None:
-        """Notes a fault after which there is no project left to look at."""
-        INJECTED.setdefault(fault, Injected(fault)).recoveries_s.append(recovery_s)
+    def record(self, fault: str, recovery_s: float, n_submitted: int = 0, n_lost: int = 0) -> None:
+        """Notes a fault; by itself one after which there is no project left to look at."""
+        self._tell(INJECTED, [fault, recovery_s, n_submitted, n_lost])
+
+    def note(self, name: str, **figures: object) -> None:
+        """Notes what else was measured."""
+        self._tell(FIGURES, [name, figures])
+
+
+def rows_of(injected: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    """What came of each fault over all its injections, from what `Faults.record` told."""
+    by_fault: dict[str, list[Sequence[Any]]] = {}
+    for fault, *outcome in injected:
+        by_fault.setdefault(fault, []).append(outcome)
+    return [
+        {
+            "fault": fault,
+            "times": len(outcomes),
+            "labels_submitted": sum(n_submitted for _, n_submitted, _ in outcomes),
+            "labels_lost": sum(n_lost for _, _, n_lost in outcomes),
+            "recovery_median_s": round(statistics.median(recovery_s for recovery_s, _, _ in outcomes), 1),
+            "recovery_max_s": round(max(recovery_s for recovery_s, _, _ in outcomes), 1),
+        }
+        for fault, outcomes in by_fault.items()
+    ]
 
 
 def caption() -> str:
@@ -113,7 +113,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write(path: Path, rows: Sequence[dict[str, Any]], figures: Mapping[str, Any]) -> None:
     """The figures as JSON."""
     content = {
         "times": TIMES,
@@ -121,6 +121,6 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         "labeling_s": LABELING_S,
         "reconcile_interval_s": int(SETTINGS["RECONCILE_INTERVAL_S"]),
         "faults": list(rows),
-        **FIGURES,
+        **figures,
     }
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import httpx
 import numpy as np
 import pytest
-from fault_log import FIGURES, LABELING_S, Faults
+from fault_log import LABELING_S, Faults
 from fault_stack import FaultProject, FaultStack
 
 N_PEOPLE = 10
@@ -79,18 +79,19 @@ def test_ten_labelers(fault_stack: FaultStack, faults: Faults, new_project: Call
             for done in [people.submit(work, client) for client in clients]:
                 done.result()
     status = project.status()
-    FIGURES["ten_labelers"] = {
-        "lasted_s": LABELING_S,
-        "labels_submitted": len(submits_s),
-        "tasks_labeled": len(served),
-        "labels_used": status["labels_used"],
-        "tasks_served_twice": sum(n > 1 for n in served.values()),
-        "submit_median_s": round(float(np.median(submits_s)), 3),
-        "submit_p99_s": round(float(np.quantile(submits_s, 0.99)), 3),
-        "versions_published": n_versions(fault_stack, project) - made_before,
-        "next_refused": refused["next"],
-        "submit_refused": refused["submit"],
-    }
+    faults.note(
+        "ten_labelers",
+        lasted_s=LABELING_S,
+        labels_submitted=len(submits_s),
+        tasks_labeled=len(served),
+        labels_used=status["labels_used"],
+        tasks_served_twice=sum(n > 1 for n in served.values()),
+        submit_median_s=round(float(np.median(submits_s)), 3),
+        submit_p99_s=round(float(np.quantile(submits_s, 0.99)), 3),
+        versions_published=n_versions(fault_stack, project) - made_before,
+        next_refused=refused["next"],
+        submit_refused=refused["submit"],
+    )
 
 
 def n_versions(stack: FaultStack, project: FaultProject) -> int:

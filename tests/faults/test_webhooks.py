@@ -6,7 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from fault_log import FIGURES, Faults
+from fault_log import Faults
 from fault_stack import FaultProject, FaultStack
 
 N_EVENTS = 1000
@@ -108,4 +108,4 @@ def test_storm(fault_stack: FaultStack, faults: Faults, project: FaultProject) -
             labeling.join()
             statuses = sorted({answer.status if answer else 0 for answer in answers})
             assert statuses == [201]
-            FIGURES["storm"] = {"events": N_EVENTS, "statuses": statuses, "took_s": round(took_s, 1)}
+            faults.note("storm", events=N_EVENTS, statuses=statuses, took_s=round(took_s, 1))

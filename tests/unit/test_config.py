@@ -23,7 +23,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     settings = Settings.from_mapping({})
     assert settings == Settings()
     assert settings.label_studio_url == "http://127.0.0.1:8080"
-    assert settings.publish_wait_s == 0.4
+    assert settings.publish_wait_s == 0.6
     assert settings.data_dir == Path("data")
     assert settings.backbone_weights is None
     assert settings.acquisition == "information_density"

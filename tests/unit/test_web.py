@@ -544,7 +544,7 @@ def test_the_wait_is_half_as_long_while_another_label_is_learned(
         waited.append(timeout_s)
         return True
 
-    world = project.again(publish_wait_s=0.4)
+    world = project.again(publish_wait_s=0.6)
     monkeypatch.setattr(world.services.jobs, "wait_for_retrain", wait)
     client = client_of(world)
     client.post("/webhook", json=payload("ANNOTATION_CREATED"))
@@ -554,7 +554,7 @@ def test_the_wait_is_half_as_long_while_another_label_is_learned(
         client.post("/webhook", json=payload("ANNOTATION_CREATED"))
     project.jobs.begin_retrain(3)
     client.post("/webhook", json=payload("ANNOTATION_CREATED"))
-    assert waited == [0.4, 0.2, 0.2, 0.4]
+    assert waited == pytest.approx([0.6, 0.2, 0.2, 0.6])
 
 
 # -- job_status, versions ---------------------------------------------------------------------------------------------
