@@ -53,6 +53,9 @@ STATUS_OF: Mapping[type[BackendError], int] = {
 }
 """HTTP status of an error; any other BackendError is 500."""
 
+ALONE_S = 1.0
+"""Pause after a version from which one person seems to label, who looks at an image for longer than that."""
+
 MAX_REASON_CHARS = 400
 
 MODEL_CLASS = "ActiveLearningModel"
@@ -155,13 +158,13 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
 def _longest_wait(project_ids: Sequence[int], services: Services) -> float:
     """How long the answer to a label may wait for its version, in seconds.
 
-    A third of it when a label of somebody else is being learned: then ours comes after the one under way, and people
-    who label together wait for each other already.
+    A third of it when others seem to label, too: a version is under way, and ours comes after it, or one was published
+    just now. People who label together wait for each other already.
     """
     longest = services.settings.publish_wait_s
     if longest <= 0 or len(project_ids) != 1:
         return 0.0
-    return longest if services.jobs.training(project_ids[0]) == "idle" else longest / 3
+    return longest if services.jobs.quiet_s(project_ids[0]) > ALONE_S else longest / 3
 
 
 def _created_seconds(uid: object) -> int | None:
