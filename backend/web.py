@@ -158,13 +158,14 @@ def _add_ml_protocol(app: Flask, services: Services) -> None:
 def _longest_wait(project_ids: Sequence[int], services: Services) -> float:
     """How long the answer to a label may wait for its version, in seconds.
 
-    A third of it when others seem to label, too: a version is under way, and ours comes after it, or one was published
-    just now. People who label together wait for each other already.
+    Not at all while a version is under way, for ours comes after it, and people who label together wait for each other
+    already; half as long when one was published just now, for then others label, too.
     """
     longest = services.settings.publish_wait_s
     if longest <= 0 or len(project_ids) != 1:
         return 0.0
-    return longest if services.jobs.quiet_s(project_ids[0]) > ALONE_S else longest / 3
+    quiet_s = services.jobs.quiet_s(project_ids[0])
+    return 0.0 if quiet_s == 0.0 else longest / 2 if quiet_s < ALONE_S else longest
 
 
 def _created_seconds(uid: object) -> int | None:
