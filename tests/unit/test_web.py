@@ -788,7 +788,7 @@ def test_metrics_tell_how_long_each_stage_took(project: World, client: FlaskClie
     for work, stage in (("retrain", "fit"), ("retrain", "push"), ("evaluate", "cross_validate")):
         assert f'active_learning_stage_seconds_count{{stage="{stage}",work="{work}"}} 1.0' in text
         assert f'active_learning_stage_seconds_bucket{{le="+Inf",stage="{stage}",work="{work}"}} 1.0' in text
-    for asked in (client, client_of(project.again(publish_wait_s=0.01))):
+    for asked in (client_of(project.again(publish_wait_s=0.01)), client):
         asked.post("/webhook", json={"action": "ANNOTATION_CREATED", "project": {"id": 3}})
     assert 'stage_seconds_count{stage="gave_up",work="webhook"} 1.0' in client.get("/metrics").data.decode()
 
