@@ -56,13 +56,13 @@ lint: dev  ## ruff, mypy, and the floors of the layout
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The live ones share two running stacks, a process each; the others are divided by file.
+# The live ones share one running stack, so only the others are divided among processes.
 test: dev  ## every test; what this machine lacks is skipped with the reason; TESTS=path for some
 ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
 else
 	$(BIN)/python -m pytest tests/unit --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest tests/faults tests/integration tests/browser --numprocesses 2 --dist loadgroup --durations 60
+	$(BIN)/python -m pytest --ignore tests/unit
 endif
 
 TIMES ?= 3

@@ -10,14 +10,12 @@ import pytest
 from live import (
     REPOSITORY,
     RUN_DIR,
-    TESTS,
     LabelingProject,
     Stack,
     await_demo,
     config_of,
     data_uri,
     demo_environment,
-    label_studio_lock,
     picture,
     redis_url,
     remove,
@@ -27,15 +25,6 @@ from live import (
 
 from backend.config import Settings
 from backend.services import Services
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Divided among processes (`--dist loadgroup`), all tests of one running stack stay in one process."""
-    for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
-        if folder != "unit":
-            item.add_marker(pytest.mark.xdist_group("faults" if folder == "faults" else "demo"))
 
 
 @pytest.fixture(scope="session")
@@ -58,14 +47,9 @@ def stack(demo_images: Path) -> Iterator[Stack]:
         remove(RUN_DIR / name)
     for name in ("projects.json", "demo.json", "secrets.json"):
         (RUN_DIR / name).unlink(missing_ok=True)
-    with label_studio_lock():  # the demo installs Label Studio if it is missing
-        process = start_demo(demo_images, RUN_DIR)
-        try:
-            facts = await_demo(process, RUN_DIR)
-        except BaseException:
-            stop_demo(process)
-            raise
+    process = start_demo(demo_images, RUN_DIR)
     try:
+        facts = await_demo(process, RUN_DIR)
         environment = demo_environment(
             LABEL_STUDIO_URL=facts["label_studio_url"],
             LABEL_STUDIO_TOKEN=facts["label_studio_token"],

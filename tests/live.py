@@ -6,7 +6,6 @@ Redis, Label Studio, gunicorn and an rq worker all run; tests make projects of t
 from __future__ import annotations
 
 import base64
-import fcntl
 import io
 import json
 import os
@@ -26,18 +25,8 @@ import numpy as np
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TESTS = REPOSITORY / "tests"
 RUN_DIR = REPOSITORY / ".test" / "run"
 START_S = 420  # the first start installs Label Studio
-
-
-@contextmanager
-def label_studio_lock() -> Iterator[None]:
-    """One process at a time installs the Label Studio that all tests use."""
-    RUN_DIR.mkdir(parents=True, exist_ok=True)
-    with (RUN_DIR / "label-studio.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @dataclass

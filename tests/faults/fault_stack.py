@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import lance
 from fault_proxy import HOST, LabelStudioProxy, WebhookProxy
-from live import REPOSITORY, RUN_DIR, LabelingProject, Stack, config_of, data_uri, free_port, label_studio_lock, picture
+from live import REPOSITORY, RUN_DIR, LabelingProject, Stack, config_of, data_uri, free_port, picture
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -358,9 +358,9 @@ class FaultStack:
     def _label_studio(self) -> Path:
         """The virtual environment that the other tests of the real stack use, too."""
         home = RUN_DIR / "label-studio"
-        with label_studio_lock():
-            if not demo.is_label_studio_installed(home):
-                demo.install_label_studio(home, self.logs / "install.log")
+        if not demo.is_label_studio_installed(home):
+            RUN_DIR.mkdir(parents=True, exist_ok=True)
+            demo.install_label_studio(home, self.logs / "install.log")
         return home
 
 
