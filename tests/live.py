@@ -51,8 +51,15 @@ class Stack:
         )
 
     def call(self, method: str, path: str, **kwargs: Any) -> Any:
-        """One request to Label Studio that must succeed; its JSON."""
-        answer = self.label_studio.request(method, path, **kwargs)
+        """One request to Label Studio that must succeed; its JSON.
+
+        Told that its SQLite is locked, which another request at the same moment can do, it is asked again.
+        """
+        for _ in range(10):
+            answer = self.label_studio.request(method, path, **kwargs)
+            if answer.status_code != 500 or "locked" not in answer.text:
+                break
+            time.sleep(0.2)
         assert answer.status_code < 400, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
         return answer.json() if answer.content else None
 

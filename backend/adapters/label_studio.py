@@ -172,9 +172,9 @@ class LabelStudioClient:
         n_found = sum(len(item.annotations) for item in found)
         if n_found >= n_annotations:
             return found
-        logger.warning(
-            "Label Studio lists %d of %d annotations project=%d; all are read from its export (what puts its counters "
-            "right: label-studio calculate_stats_all_orgs --from-scratch)", n_found, n_annotations, project_id,
+        logger.info(
+            "Label Studio lists %d of %d annotations project=%d; all are read from its export",
+            n_found, n_annotations, project_id,
         )  # fmt: skip
         params = {"exportType": "JSON", "download_all_tasks": "false"}
         exported = self._call("GET", f"api/projects/{project_id}/export", params=params)

@@ -333,7 +333,7 @@ class FaultStack:
         return project
 
     def delete(self, project: LabelingProject) -> None:
-        self.stack.label_studio.delete(f"/api/projects/{project.id}/")
+        self.stack.call("DELETE", f"/api/projects/{project.id}/")
 
     def log_sizes(self) -> list[int]:
         """How long the logs of web and workers are, in bytes."""

@@ -294,6 +294,7 @@ def test_annotations_missing_from_the_list_are_read_from_the_export(
         return 200, {"tasks": tasks[:1], "total": 1}
 
     server.answer = answer
+    caplog.set_level("INFO")
     assert [item.task.id for item in client.annotated_tasks(7, "image")] == [1, 2]
     assert "lists 1 of 2 annotations project=7" in caplog.text
     assert server.seen[-1].query == {"exportType": "JSON", "download_all_tasks": "false"}
