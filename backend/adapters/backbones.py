@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import re
+import sys
 import tempfile
 import threading
 import time
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,6 +62,8 @@ _N_ORIENTATIONS = 8
 _HOG_WEIGHT = 1.5
 _N_UNIFORM_PATTERNS = 59
 _N_NAMES_SHOWN = 5
+# What torchvision (seen in 0.29) imports from `torch._dynamo.utils`.
+_ASKED_OF_THE_COMPILER = {"is_compile_supported": lambda device: False}
 # Pictures for fine-tuning are this much larger than the network's input, for crops to show them in full resolution.
 _MARGIN = 8 / 7
 _NO_GPU = "TRAIN=finetune has no effect without a GPU: the backbone stays as it is and the head alone is trained"
@@ -148,8 +153,7 @@ def load_backbone(
     """
     if name == DESCRIPTOR and weights_file is None:
         return DescriptorBackbone()
-    import torchvision.models as zoo
-
+    zoo = torchvision_models()
     known = [other for other in zoo.list_models(module=zoo) if other not in _UNSUPPORTED]
     if name not in known:
         raise BackboneError(
@@ -172,6 +176,30 @@ def load_backbone(
     )
 
 
+def torchvision_models() -> types.ModuleType:
+    """`torchvision.models`, imported without torch's compiler.
+
+    An operator of torchvision that no classification network uses asks the compiler one question when it is called, and
+    imports all of it for that: 4 s of 5, and 170 MB of the process. It gets a stand-in that says no; should another
+    release want more of the compiler than that, it is imported after all.
+    """
+    compiler = types.ModuleType("torch._dynamo"), types.ModuleType("torch._dynamo.utils")
+    vars(compiler[1]).update(_ASKED_OF_THE_COMPILER)
+    is_new = not {"torchvision", *(module.__name__ for module in compiler)} & sys.modules.keys()
+    if is_new:
+        sys.modules.update({module.__name__: module for module in compiler})
+    try:
+        return importlib.import_module("torchvision.models")
+    except ImportError:
+        if not is_new:
+            raise
+    finally:
+        for module in compiler:
+            if sys.modules.get(module.__name__) is module:
+                del sys.modules[module.__name__]
+    return importlib.import_module("torchvision.models")
+
+
 class NetworkBackbone(Backbone):
     """A torchvision network without its classifier.
 
@@ -184,8 +212,8 @@ class NetworkBackbone(Backbone):
         self, name: str, state_dict: Mapping[str, torch.Tensor], source: WeightsSource, origin: str, device: str | None
     ) -> None:
         import torch
-        import torchvision.models as zoo
 
+        zoo = torchvision_models()
         preset = zoo.get_model_weights(name).DEFAULT.transforms()
         self.input_side = int(preset.crop_size[0])
         self.training_side = round(self.input_side * _MARGIN)

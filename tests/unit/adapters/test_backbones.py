@@ -575,3 +575,31 @@ def test_what_cannot_be_fine_tuned_says_why(tmp_path: Path, state_dict: dict[str
     ):
         with pytest.raises(BackboneError, match="choose a network as BACKBONE"):
             call()
+
+
+# -- how torchvision is imported ---------------------------------------------------------------------------------------
+
+IMPORT = """
+import sys
+from backend.adapters import backbones
+{before}
+zoo = backbones.torchvision_models()
+print("torch._dynamo.convert_frame" in sys.modules, len(zoo.list_models(module=zoo)) > 50)
+import torch._dynamo.utils
+print(hasattr(torch._dynamo.utils, "counters"), zoo is backbones.torchvision_models())
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "is_loaded"),
+    [
+        ("", False),
+        ("backbones._ASKED_OF_THE_COMPILER.clear()", True),  # as with a release that wants more of it
+        ("import torch._dynamo", True),
+    ],
+)
+def test_torchs_compiler_is_not_loaded_for_torchvision_unless_it_must(before: str, is_loaded: bool) -> None:
+    """And whoever wants it afterwards gets the real one."""
+    code = IMPORT.format(before=before)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(is_loaded), "True", "True", "True"], done.stderr
