@@ -54,11 +54,15 @@ def web(context: typer.Context) -> None:
 def worker(context: typer.Context) -> None:
     """Run the worker that embeds, trains and fills the queue; several may run."""
     from backend.machine import give_way
-    from backend.services import Services
+    from backend.services import Services, load_modules
+    from backend.supervisor import fork_supervised
     from backend.worker import run_worker
 
+    settings = _settings(context)
     give_way()
-    run_worker(Services(_settings(context)))
+    load_modules(before_fork=True)
+    fork_supervised()
+    run_worker(Services(settings))
 
 
 @app.command()

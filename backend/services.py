@@ -10,7 +10,7 @@ from functools import cached_property
 from random import Random
 from threading import Lock
 
-from backend.adapters.backbones import Backbone, load_backbone
+from backend.adapters.backbones import Backbone, load_backbone, torchvision_models
 from backend.adapters.images import ImageLoader
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
@@ -35,14 +35,19 @@ from backend.loop.status import StatusReader
 from backend.loop.train import Trainer
 from backend.loop.versions import Versions
 
-LOADED_ON_USE = ("label_studio_sdk.label_interface.interface", "lance", "redis", "rq", "safetensors.numpy")
+LOADED_ON_USE = ("label_studio_sdk.label_interface.interface", "redis", "rq", "safetensors.numpy")
 """What is imported by those who come to need it, so that commands start at once."""
 
 
-def load_modules() -> None:
-    """Imports all of that now, about two seconds, for a process in which somebody would wait for it later."""
-    for name in LOADED_ON_USE:
+def load_modules(*, before_fork: bool = False) -> None:
+    """Imports all of that now, about two seconds, for a process in which somebody would wait for it later.
+
+    `before_fork`: what a worker needs besides, but not Lance, which must not be loaded when a process forks.
+    """
+    for name in (*LOADED_ON_USE, "pyarrow.dataset" if before_fork else "lance"):
         importlib.import_module(name)
+    if before_fork:
+        torchvision_models()
 
 
 class Services:

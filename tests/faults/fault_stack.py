@@ -60,7 +60,6 @@ class Supervised:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
-        self.n_deaths = 0
         self._command = list(command)
         self._environment = dict(environment)
         self._wanted = False
@@ -78,9 +77,10 @@ class Supervised:
             self._launch()
 
     def kill(self) -> None:
-        """SIGKILL to the process and all it started; the supervisor starts it anew."""
+        """SIGKILL to the process and all it started; it is started anew."""
+        assert self._popen is not None
         with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self._popen.pid, signal.SIGKILL)
 
     def stop(self, number: int = signal.SIGTERM, wait_s: float = 30) -> None:
         """Ends it, and it stays so."""
@@ -97,9 +97,9 @@ class Supervised:
             os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
 
-    def await_death(self, n_deaths: int, timeout_s: float = 60) -> None:
-        """Returns once it has died more than so many times."""
-        await_true(lambda: self.n_deaths > n_deaths, f"{self.name} dies", timeout_s)
+    def await_death(self, pid: int, timeout_s: float = 60) -> None:
+        """Returns once the process that had this id is gone."""
+        await_true(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} of {self.name} dies", timeout_s)
 
     def _launch(self) -> None:
         # A pipe and not the file itself: a limit on the size of files must not be one on what is logged.
@@ -124,7 +124,6 @@ class Supervised:
         with self._guard:
             if not self._wanted or self._popen is not popen:
                 return
-            self.n_deaths += 1
         time.sleep(RESTART_PAUSE_S)
         with self._guard:
             if self._wanted and self._popen is popen:
@@ -132,12 +131,24 @@ class Supervised:
 
 
 class Worker(Supervised):
-    """A worker that can be told what shall happen to it; see `fault_worker`."""
+    """A worker, below its own supervisor, that can be told what shall happen to it; see `fault_worker`."""
 
     def __init__(self, name: str, environment: Mapping[str, str], folder: Path) -> None:
         self._told = folder / f"{name}.json"
         command = [sys.executable, str(Path(__file__).with_name("fault_worker.py"))]
         super().__init__(name, command, {**environment, "FAULT_FILE": str(self._told)}, folder)
+
+    @property
+    def pid(self) -> int:
+        """The process that works, once there is one; its supervisor forks it anew when it is killed."""
+        assert self._popen is not None
+        forked = Path(f"/proc/{self._popen.pid}/task/{self._popen.pid}/children")
+        await_true(lambda: forked.read_text().split(), f"{self.name} works", START_S)
+        return int(forked.read_text().split()[0])
+
+    def kill_worker(self) -> None:
+        """SIGKILL to the process that works, as the system does it when memory runs out."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def tell(self, **what: Any) -> None:
         """Tells the running worker, and waits until it has understood."""
@@ -148,12 +159,13 @@ class Worker(Supervised):
     @contextmanager
     def unable_to_write(self) -> Iterator[None]:
         """No file of the worker's may grow meanwhile: the kernel refuses what it writes, as on a full disk."""
-        soft, hard = resource.prlimit(self.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (0, hard))
+        pid = self.pid
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
         try:
             yield
         finally:
-            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (soft, hard))
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @dataclass

@@ -61,7 +61,7 @@ def test_redis_gone(fault_stack: FaultStack, faults: Faults, project: FaultProje
     for _ in faults.times():
         with faults.injected("Redis gone", project):
             project.label(1)
-            n_deaths = fault_stack.worker.n_deaths
+            pid = fault_stack.worker.pid
             fault_stack.redis.stop()
             started = time.monotonic()
             project.label(1)
@@ -73,7 +73,7 @@ def test_redis_gone(fault_stack: FaultStack, faults: Faults, project: FaultProje
             time.sleep(max(0.0, OUTAGE_S - (time.monotonic() - started)))
             fault_stack.redis.start()
             fault_stack.await_redis()
-        assert fault_stack.worker.n_deaths == n_deaths
+        assert fault_stack.worker.pid == pid
         fault_stack.await_workers(1)
 
 

@@ -1,4 +1,8 @@
-"""Processes killed with SIGKILL at every stage of the work. A supervisor starts them anew; no label is lost."""
+"""Processes killed with SIGKILL at every stage of the work. A supervisor starts them anew; no label is lost.
+
+The worker has a supervisor of its own, `backend.supervisor`, which is killed with it where the name of a fault says so;
+then it starts as a container does.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +33,13 @@ def test_worker_killed_at_a_stage(fault_stack: FaultStack, faults: Faults, proje
     worker = fault_stack.worker
     for _ in faults.times():
         with faults.injected(f"worker killed {stage}", project):
-            n_deaths = worker.n_deaths
+            pid = worker.pid
             worker.tell(stage=stage)
             project.label(1)
             if any(word in stage for word in NEEDS_TASKS):
                 project.add(3, first_seed=1000 + len(project.colours))
             project.label(1)
-            worker.await_death(n_deaths)
+            worker.await_death(pid)
             project.label(2)
 
 
@@ -45,7 +49,19 @@ def test_worker_killed_at_any_moment(fault_stack: FaultStack, faults: Faults, pr
         with faults.injected("worker killed while labels come", project):
             project.label(2)
             time.sleep(0.1 * number)
+            fault_stack.worker.kill_worker()
+            project.label(2)
+
+
+def test_worker_and_its_supervisor_killed(fault_stack: FaultStack, faults: Faults, project: FaultProject) -> None:
+    """As a container or a machine ends; the next one loads everything anew."""
+    for number in faults.times():
+        with faults.injected("worker and its supervisor killed", project):
+            pid = fault_stack.worker.pid
+            project.label(2)
+            time.sleep(0.1 * number)
             fault_stack.worker.kill()
+            fault_stack.worker.await_death(pid)
             project.label(2)
 
 
@@ -67,10 +83,10 @@ def test_web_killed(fault_stack: FaultStack, faults: Faults, project: FaultProje
     """Label Studio's webhooks fail until the supervisor has started it anew; nobody sends them again."""
     for _ in faults.times():
         with faults.injected("web killed", project):
-            n_deaths = fault_stack.web.n_deaths
+            pid = fault_stack.web.pid
             project.label(1)
             fault_stack.web.kill()
-            fault_stack.web.await_death(n_deaths)
+            fault_stack.web.await_death(pid)
             project.label(2)
 
 
@@ -79,10 +95,10 @@ def test_two_workers_and_one_is_killed(fault_stack: FaultStack, faults: Faults, 
     for _ in faults.times():
         with fault_stack.two_workers(), faults.injected("two workers on one project, one killed", project):
             project.label(3)
-            n_deaths = fault_stack.worker.n_deaths
-            fault_stack.worker.kill()
+            pid = fault_stack.worker.pid
+            fault_stack.worker.kill_worker()
             project.label(2)
-            fault_stack.worker.await_death(n_deaths)
+            fault_stack.worker.await_death(pid)
             await_true(lambda: fault_stack.services.jobs.n_workers() >= 2, "the killed worker is back", 60)
 
 
@@ -101,5 +117,5 @@ def test_clock_jump(fault_stack: FaultStack, faults: Faults, project: FaultProje
             project.label(1)
             second.tell(clock_shift_s=3600 * hours)
             project.label(2)
-            fault_stack.worker.kill()
+            fault_stack.worker.kill_worker()
             project.label(2)
