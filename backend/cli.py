@@ -61,8 +61,8 @@ def worker(context: typer.Context) -> None:
     settings = _settings(context)
     give_way()
     load_modules(before_fork=True)
-    fork_supervised()
-    run_worker(Services(settings))
+    child = fork_supervised()
+    run_worker(Services(settings), name=child.name, dead=child.dead)
 
 
 @app.command()

@@ -13,6 +13,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from uuid import uuid4
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +26,21 @@ SHORT_LIFE_S = 10.0
 LONGEST_PAUSE_S = 30.0
 """The longest pause before the next one then; it doubles from a second."""
 
+N_DEAD_TOLD = 10
+"""How many of the dead a child is told of: the last is enough unless it died before it had buried the one before."""
+
 _STOPPING = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
-def fork_supervised() -> None:
+@dataclass(frozen=True)
+class Child:
+    """What a child is told: a name that no other process has, and those of the children before it, which are dead."""
+
+    name: str
+    dead: Sequence[str] = ()
+
+
+def fork_supervised() -> Child:
     """Return in a child, which is watched from then on; the calling process watches, and ends when it is told to.
 
     The child is replaced when a signal ended it, with a pause if that came soon after its start. When it ended by
@@ -34,20 +49,21 @@ def fork_supervised() -> None:
 
     Raises SystemExit in the supervisor, in the end.
     """
+    family = uuid4().hex
     if sys.platform != "linux":
-        return
+        return Child(family)
     # Blocked and waited for: no handler can run between two lines, and none comes too early.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING | {signal.SIGCHLD})
     supervisor_lives, kept_open = os.pipe()
     n_short_lives = 0
-    while True:
+    for number in count():
         started = time.monotonic()
         child = os.fork()
         if child == 0:
             os.close(kept_open)
             threading.Thread(target=_end_with_supervisor, args=(supervisor_lives,), daemon=True).start()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            return
+            return Child(f"{family}-{number}", [f"{family}-{before}" for before in range(number)[-N_DEAD_TOLD:]])
         status, told = _wait_for(child)
         if told or not os.WIFSIGNALED(status):
             raise SystemExit(_exit_status(status))
@@ -62,6 +78,7 @@ def fork_supervised() -> None:
         )
         if pause and signal.sigtimedwait(_STOPPING, pause) is not None:
             raise SystemExit(_exit_status(status))
+    raise AssertionError("there is always a next number")
 
 
 def _wait_for(child: int) -> tuple[int, bool]:

@@ -18,8 +18,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from itertools import count
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from rq.worker import SimpleWorker
 
@@ -57,6 +59,7 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
     """An rq worker whose jobs find the services of this process.
 
     was_stopped: somebody told it to stop; else it ended because all was done, or because Redis failed it.
+    was_cut_off: a job failed for want of Redis, so that its failure may not be kept, nor what it was to do.
     """
 
     max_connection_wait_time = REDIS_PAUSE_S  # rq's own is a minute, which a label would wait after Redis is back
@@ -67,8 +70,10 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
         self._services = services
         self._listens = RETRAIN_QUEUE in queue_names
         self.was_stopped = False
+        self.was_cut_off = False
         jobs = services.jobs
         super().__init__(jobs.queues(queue_names), connection=jobs.redis, serializer=JSONSerializer, **kwargs)
+        jobs.worker = self.name
 
     def work(self, *args: Any, **kwargs: Any) -> bool:
         """Works until told to stop; meanwhile a thread says that it lives, and takes up what dead workers left.
@@ -77,8 +82,7 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
         """
         self._services.jobs.stay_alive(self.name, listens=self._listens)  # before the first job
         stop = threading.Event()
-        arguments = self._services, self.name, self._listens, stop
-        thread = threading.Thread(target=_stay_alive, args=arguments, daemon=True)
+        thread = threading.Thread(target=_stay_alive, args=(self._services, self, self._listens, stop), daemon=True)
         thread.start()
         try:
             return bool(super().work(*args, **kwargs))
@@ -96,6 +100,22 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
             super().request_stop(signum, frame)
         except RedisError as exc:
             raise StopRequested from exc
+
+    def handle_exception(self, job: Any, *exc_info: Any) -> None:
+        """Called for a job that failed."""
+        self.was_cut_off |= isinstance(exc_info[1], RedisUnavailableError)
+        super().handle_exception(job, *exc_info)
+
+    def begin_again_if_cut_off(self) -> None:
+        """Asks for everything, once Redis answers, after a job that failed for want of it."""
+        if not self.was_cut_off:
+            return
+        try:
+            _recover(self._services)
+        except RedisUnavailableError:  # asked again when it is back
+            return
+        self.was_cut_off = False
+        logger.warning("Redis did not answer for a moment: everything is asked for again")
 
     def subscribe(self) -> None:
         """Takes no commands over Redis: nothing sends any, and whoever can write to Redis must not stop workers."""
@@ -121,6 +141,7 @@ class WarmWorker(SimpleWorker):  # type: ignore[misc]
                 return bool(super().perform_job(job, queue, *args))
         finally:
             _services.reset(token)
+            self.begin_again_if_cut_off()
             if queue.name != RETRAIN_QUEUE:  # after which evaluation follows, and needs the same memory
                 release_memory()
 
@@ -135,16 +156,17 @@ def is_own(job: Any) -> bool:
     return name in JOBS and not any(others) and not getattr(job, "webhooks", None)
 
 
-def _stay_alive(services: Services, worker: str, listens: bool, stop: threading.Event) -> None:
+def _stay_alive(services: Services, worker: WarmWorker, listens: bool, stop: threading.Event) -> None:
     jobs, is_away = services.jobs, False
     suspects: set[tuple[str, str]] = set()
     while not stop.wait(WORKER_TTL_S / 3):
         try:
-            was_emptied = jobs.stay_alive(worker, listens=listens)
+            was_emptied = jobs.stay_alive(worker.name, listens=listens)
             if is_away or was_emptied:
                 logger.warning("Redis %s: everything is asked for again", "was emptied" if was_emptied else "is back")
                 is_away = False
                 _recover(services)
+            worker.begin_again_if_cut_off()
             # Seen twice: after Redis was away all workers seem dead, until they have spoken again.
             abandoned = jobs.abandoned()
             for queue, entry in abandoned & suspects:
@@ -155,9 +177,9 @@ def _stay_alive(services: Services, worker: str, listens: bool, stop: threading.
                 logger.error("%s; this worker waits for it", exc)
             is_away = True
     try:
-        jobs.leave(worker)
+        jobs.leave(worker.name)
     except BackendError as exc:  # it is forgotten by itself
-        logger.warning("worker=%s not signed off: %s", worker, exc)
+        logger.warning("worker=%s not signed off: %s", worker.name, exc)
 
 
 def _tell(services: Services, job: Abandoned | None) -> None:
@@ -270,8 +292,11 @@ def _run(project_id: int, name: str, work: Callable[[Services], Answer]) -> Answ
 # -- the process ------------------------------------------------------------------------------------------------------
 
 
-def run_worker(services: Services, *, burst: bool = False) -> None:
-    """Works until it is told to stop. Raises RedisUnavailableError when Redis is not there at the start."""
+def run_worker(services: Services, *, name: str = "", dead: Sequence[str] = (), burst: bool = False) -> None:
+    """Works until it is told to stop. Raises RedisUnavailableError when Redis is not there at the start.
+
+    `name`: that of the process, which no other has or had. `dead`: those of processes that it replaces.
+    """
     jobs = services.jobs
     jobs.ping()
     backbone = services.backbone()
@@ -284,6 +309,8 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
     jobs.set_note(0, BACKBONE_WARNING, backbone.warning)
     if backbone.warning:
         logger.warning("%s", backbone.warning)
+    for process in dead:
+        _bury(services, process)
     _recover(services)
     finetuning = _start_finetuning(services)
     stop = threading.Event()
@@ -294,7 +321,7 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
     timer.start()
     retries.start()
     try:
-        _work(services, QUEUES, burst=burst)
+        _work(services, QUEUES, name=name, burst=burst)
     finally:
         stop.set()
         timer.join(timeout=5)
@@ -304,14 +331,15 @@ def run_worker(services: Services, *, burst: bool = False) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _work(services: Services, queue_names: Sequence[str], *, burst: bool = False) -> None:
+def _work(services: Services, queue_names: Sequence[str], *, name: str = "", burst: bool = False) -> None:
     """Works until told to stop, or in a burst until nothing is left; what a Redis that fails ends is begun again."""
+    name = name or uuid4().hex
     from redis.exceptions import RedisError
     from rq.exceptions import StopRequested
 
     logging.getLogger("rq.worker").addFilter(_says_more_than_we_do)
-    while True:
-        worker = WarmWorker(services, queue_names)
+    for number in count():
+        worker = WarmWorker(services, queue_names, name=f"{name}-{number}")
         try:
             worker.work(burst=burst, logging_level="WARNING", with_scheduler=False)
         except (RedisUnavailableError, RedisError) as exc:
@@ -322,6 +350,7 @@ def _work(services: Services, queue_names: Sequence[str], *, burst: bool = False
             if burst or worker.was_stopped or not _await_redis(services.jobs, worker):
                 return
             logger.warning("the work was cut off; everything is asked for again")
+            _bury(services, worker.name)
             if RETRAIN_QUEUE in queue_names:
                 _recover(services)
         except StopRequested:
@@ -414,6 +443,12 @@ def _start_finetuning(services: Services) -> FinetuningProcess | None:
     process = FinetuningProcess(services.settings)
     process.keep_alive()
     return process
+
+
+def _bury(services: Services, dead: str) -> None:
+    """Takes over from a worker or a process of workers that is dead, without waiting for its locks to run out."""
+    for queue, entry in services.jobs.bury(dead, services.registry.known_projects()):
+        _tell(services, services.jobs.take_up(queue, entry))
 
 
 def _recover(services: Services) -> None:

