@@ -20,11 +20,14 @@ from uuid import uuid4
 
 logger = logging.getLogger(__name__)
 
-SHORT_LIFE_S = 10.0
-"""A worker killed sooner than this after its start was probably killed by its start."""
+SHORT_LIFE_S = 5.0
+"""A worker killed sooner than this after its start was perhaps killed by what it does first, as the next one will be."""
+
+N_SHORT_LIVES = 2
+"""So many of them in a row are replaced at once; then the pauses double from a second on."""
 
 LONGEST_PAUSE_S = 30.0
-"""The longest pause before the next one then; it doubles from a second."""
+"""The longest of the pauses."""
 
 N_DEAD_TOLD = 10
 """How many of the dead a child is told of: the last is enough unless it died before it had buried the one before."""
@@ -43,7 +46,7 @@ class Child:
 def fork_supervised() -> Child:
     """Return in a child, which is watched from then on; the calling process watches, and ends when it is told to.
 
-    The child is replaced when a signal ended it, with a pause if that came soon after its start. When it ended by
+    The child is replaced when a signal ended it, with a pause if that came again and again soon after the start. When it ended by
     itself the supervisor ends with the same exit status. SIGTERM and SIGINT are passed on to it. A child whose
     supervisor is gone ends at once. Only on Linux, where such a fork is safe; elsewhere the calling process goes on.
 
@@ -68,7 +71,8 @@ def fork_supervised() -> Child:
         if told or not os.WIFSIGNALED(status):
             raise SystemExit(_exit_status(status))
         n_short_lives = n_short_lives + 1 if time.monotonic() - started < SHORT_LIFE_S else 0
-        pause = min(LONGEST_PAUSE_S, 2.0 ** (n_short_lives - 1)) if n_short_lives else 0.0
+        n_too_many = n_short_lives - N_SHORT_LIVES
+        pause = min(LONGEST_PAUSE_S, 2.0 ** (n_too_many - 1)) if n_too_many > 0 else 0.0
         logger.error(
             "the worker, process %d, was killed by signal %d%s; %s",
             child,
