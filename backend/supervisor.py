@@ -21,7 +21,7 @@ from uuid import uuid4
 logger = logging.getLogger(__name__)
 
 SHORT_LIFE_S = 5.0
-"""A worker killed sooner than this after its start was perhaps killed by what it does first, as the next one will be."""
+"""A worker killed sooner than this after its start was perhaps killed by what it does first, and so will be the next."""
 
 N_SHORT_LIVES = 2
 """So many of them in a row are replaced at once; then the pauses double from a second on."""
@@ -46,9 +46,10 @@ class Child:
 def fork_supervised() -> Child:
     """Return in a child, which is watched from then on; the calling process watches, and ends when it is told to.
 
-    The child is replaced when a signal ended it, with a pause if that came again and again soon after the start. When it ended by
-    itself the supervisor ends with the same exit status. SIGTERM and SIGINT are passed on to it. A child whose
-    supervisor is gone ends at once. Only on Linux, where such a fork is safe; elsewhere the calling process goes on.
+    The child is replaced when a signal ended it, with a pause if that came again and again soon after the start. When
+    it ended by itself the supervisor ends with the same exit status. SIGTERM and SIGINT are passed on to it. A child
+    whose supervisor is gone ends at once. Only on Linux, where such a fork is safe; elsewhere the calling process goes
+    on.
 
     Raises SystemExit in the supervisor, in the end.
     """

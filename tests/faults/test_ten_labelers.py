@@ -41,7 +41,7 @@ def test_ten_labelers(fault_stack: FaultStack, faults: Faults, new_project: Call
     served: Counter[int] = Counter()
     refused: Counter[str] = Counter()
     until = time.monotonic() + LABELING_S
-    made_before = n_versions(fault_stack, project)
+    made_before, used_before = n_versions(fault_stack, project), project.status()["labels_used"]
 
     def insist(what: str, ask: Callable[[], httpx.Response]) -> httpx.Response:
         """As a person does: told of an error, they press again. Ten at once make SQLite say that it is locked."""
@@ -84,7 +84,7 @@ def test_ten_labelers(fault_stack: FaultStack, faults: Faults, new_project: Call
         lasted_s=LABELING_S,
         labels_submitted=len(submits_s),
         tasks_labeled=len(served),
-        labels_used=status["labels_used"],
+        tasks_used=status["labels_used"] - used_before,
         tasks_served_twice=sum(n > 1 for n in served.values()),
         submit_median_s=round(float(np.median(submits_s)), 3),
         submit_p99_s=round(float(np.quantile(submits_s, 0.99)), 3),
