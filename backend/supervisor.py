@@ -21,7 +21,7 @@ from uuid import uuid4
 logger = logging.getLogger(__name__)
 
 SHORT_LIFE_S = 5.0
-"""A worker killed sooner than this after its start was perhaps killed by what it does first, as will be the next one."""
+"""A worker killed sooner than this after its start was perhaps killed by what it does first, as the next will be."""
 
 N_SHORT_LIVES = 2
 """So many of them in a row are replaced at once; then the pauses double from a second on."""

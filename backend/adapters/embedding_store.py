@@ -125,6 +125,27 @@ class EmbeddingTable:
         return [task_id for task_id, text in references.items() if self.references.get(task_id) != reference_key(text)]
 
 
+class _Places:
+    """Where the tasks' rows are in one version of a dataset: 16 bytes a row, once they are learned."""
+
+    def __init__(self, token: _Token) -> None:
+        self.token = token
+        self.order: npt.NDArray[np.intp] | None = None  # (rows,): the place of each of `_task_ids`
+        self._task_ids: npt.NDArray[np.int64] = np.empty(0, np.int64)  # (rows,), ascending
+
+    def learn(self, task_ids: npt.NDArray[np.int64]) -> None:
+        """Take the tasks (rows,) as they stand in the dataset."""
+        self.order = np.argsort(task_ids, kind="stable")
+        self._task_ids = task_ids[self.order]
+
+    def of(self, task_ids: Sequence[int]) -> list[int]:
+        """Return the places of those of these tasks that have a row, ascending; of two rows of a task both."""
+        assert self.order is not None
+        first, end = (np.searchsorted(self._task_ids, task_ids, side=side) for side in ("left", "right"))
+        rows = [self.order[start:stop] for start, stop in zip(first.tolist(), end.tolist(), strict=True)]
+        return sorted(np.concatenate(rows).tolist()) if rows else []
+
+
 class EmbeddingStore:
     """Embeddings of one project and one backbone: `<directory>/<fingerprint>.lance`, at an address a dataset below it.
 
@@ -163,6 +184,8 @@ class EmbeddingStore:
         self._index: EmbeddingTable | None = None
         self._index_token: _Token | None = None
         self._counted: tuple[_Token, int] | None = None
+        self._places: _Places | None = None
+        self._kept: tuple[tuple[int, int], Any] | None = None  # what `_newest` opened, and of which folder
         self._table_token: _Token | None = None  # what `_table` together with `_unmerged` shows
         self._unmerged: dict[int, EmbeddingRow | None] = {}  # own writes since `_table` was read; None: removed
         self._pid: int | None = None
@@ -231,7 +254,7 @@ class EmbeddingStore:
                 return self._empty(token)
             if len(wanted) > _MAX_ROWS_TAKEN or (self._table is not None and self._table_token == token):
                 return _subset(self.read(), wanted)
-            return self._reading(partial(self._load, f"task_id IN ({', '.join(map(str, wanted))})"))[0]
+            return self._reading(partial(self._look_up, wanted))
 
     def upsert(self, rows: Sequence[EmbeddingRow]) -> None:
         """Write rows in one commit, replacing those of the same task; of two for one task the later counts."""
@@ -383,8 +406,29 @@ class EmbeddingStore:
         raw = self._folder.read(f"{self._name}/{_DATASET_NAME}")
         return raw.decode() if raw is not None else None
 
-    def _token(self) -> _Token | None:
+    def _newest(self) -> Any | None:
+        """As `_open`, but in a local folder the dataset that was opened last if nothing was written since.
+
+        It knows where its files have what, which takes longer to learn than a few rows to read.
+        """
+        if not isinstance(self.path, Path) or self._pid not in (None, os.getpid()):
+            return self._open()
+        try:
+            found = (self.path / "_versions").stat()
+        except OSError:
+            return self._open()
+        folder = found.st_ino, found.st_mtime_ns  # the time alone would not tell two writes within a tick of the clock
+        with _lance_errors():
+            if self._kept is not None and self._kept[0] == folder:
+                dataset = self._kept[1]
+                if dataset.latest_version == dataset.version:
+                    return dataset
         dataset = self._open()
+        self._kept = (folder, dataset) if dataset is not None else None
+        return dataset
+
+    def _token(self) -> _Token | None:
+        dataset = self._newest()
         return None if dataset is None else _token_of(dataset)
 
     def _n_rows(self) -> int:
@@ -398,13 +442,38 @@ class EmbeddingStore:
         dataset = self._open()
         if dataset is None:
             return self._empty(), None
+        self._check_width(dataset)
+        with _lance_errors():
+            token = _token_of(dataset)
+            found = dataset.to_table(columns=list(columns), filter=condition)
+            return _table_from(found, self.dim if "embedding" in columns else 0, token[1]), token
+
+    def _look_up(self, task_ids: Sequence[int]) -> EmbeddingTable:
+        """The rows of these tasks; by their places when the version they are in is asked a second time.
+
+        To find the places costs as much as to look for some tasks, and is of no use while others write.
+        """
+        dataset = self._newest()
+        if dataset is None:
+            return self._empty()
+        self._check_width(dataset)
+        token = _token_of(dataset)
+        if self._places is None or self._places.token != token:
+            self._places = _Places(token)
+            condition = f"task_id IN ({', '.join(map(str, task_ids))})"
+            with _lance_errors():
+                return _table_from(dataset.to_table(columns=list(_COLUMNS), filter=condition), self.dim, token[1])
+        with _lance_errors():
+            if self._places.order is None:
+                self._places.learn(dataset.to_table(columns=["task_id"])["task_id"].to_numpy())
+            found = dataset.take(self._places.of(task_ids), columns=list(_COLUMNS))
+            return _table_from(found, self.dim, token[1])
+
+    def _check_width(self, dataset: Any) -> None:
         with _lance_errors():
             width = dataset.schema.field("embedding").type.list_size
             if width != self.dim:
                 raise ValueError(f"it holds embeddings of {width} values, expected {self.dim}")
-            token = _token_of(dataset)
-            found = dataset.to_table(columns=list(columns), filter=condition)
-            return _table_from(found, self.dim if "embedding" in columns else 0, token[1]), token
 
     def _reading(self, read: Callable[[], _Answer]) -> _Answer:
         """What `read` returns; a dataset that stays unreadable is set aside first, and `read` sees an empty store."""
@@ -412,6 +481,7 @@ class EmbeddingStore:
             try:
                 return read()
             except _LanceError as exc:
+                self._kept, self._places = None, None
                 if self._lock_path is None and attempt == _READ_ATTEMPTS - 1:
                     raise BackendError(f"{self.path} cannot be read: {exc}; {_CHECK_STORE}") from exc
                 time.sleep(0.05 * attempt)
