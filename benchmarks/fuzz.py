@@ -59,9 +59,11 @@ ACTIONS = (
     "LABEL_LINK_DELETED", "START_TRAINING",
 )  # fmt: skip
 
-GET_ROUTES = ("/", "/health", "/job_status?job=retrain-1-0", "/versions", "/metrics", "/api/projects/1/status",
+PIN = "/api/projects/1/pin"
+GET_ROUTES = ("/", "/health", "/ready", "/job_status?job=retrain-1-0", "/versions", "/metrics",
+              "/api/projects/1/status", "/api/projects/1/versions", "/api/projects/1/versions/v0001",
               "/openapi.json")  # fmt: skip
-POST_ROUTES = ("/setup", "/predict", "/webhook", "/job_status", "/versions")
+POST_ROUTES = ("/setup", "/predict", "/webhook", "/job_status", "/versions", PIN)
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1.5, 1e308, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, 10**30, -(10**30), "", " ",
@@ -199,6 +201,8 @@ class Fuzzer:
             "/%", "/%zz", "/%00", "/%ff%fe", "/..%2f..%2fetc%2fpasswd", "/static/../../etc/passwd", "//evil.example/",
             "//evil.example/%2e%2e", "/health/", "/./health", "/a/../health", "/health;x=1", "/health#x", "*", "/\\x",
             f"/api/projects/{number}/status", f"/api/projects/{number}", f"/versions?project={number}",
+            f"/api/projects/{number}/versions", f"/api/projects/1/versions/{number}", f"/api/projects/{number}/pin",
+            "/api/projects/1/versions/" + "a" * 3_000, "/api/projects/1/versions/..%2f..", PIN,
             f"/job_status?job={number}", "/versions?project=1&project=x", "/versions?%", "/versions?project=%ff%00",
             "/job_status", "/job_status?job=" + "a" * 3_000, "/health?" + "a&" * 1_000, "/" + "a" * 4_000,
             "/" + "a" * 9_000, "/" + "%41" * 1_000, "/" * 2_000, "http://evil.example/health", "https://x/",
@@ -285,6 +289,8 @@ class Fuzzer:
         if path == "/webhook":
             task_id, label = self._random.randint(1, N_TASKS), self._random.choice(LABELS)
             return webhook_body(self._random.choice(ACTIONS), task_id, label)
+        if path == PIN:  # a version that there is not: with an older one pinned, no label is learned
+            return {"version": "v9999-3labels-20260101T000000Z"}
         return {"job": "retrain-1-000000000000"} if path == "/job_status" else {"project": uid}
 
     def _changed(self, value: Any) -> Any:
@@ -399,6 +405,8 @@ def is_sentence(status: int, body: bytes) -> bool:
         return False
     if status == 410:
         return bool(content == {"job_status": "removed"})
+    if status == 503 and isinstance(content, dict) and content.get("status") == "not ready":  # /ready itself
+        return True
     sentence = content.get("error") if isinstance(content, dict) else None
     return isinstance(sentence, str) and len(sentence) > 15 and " " in sentence
 
