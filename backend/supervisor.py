@@ -75,11 +75,11 @@ def fork_supervised() -> Child:
         n_too_many = n_short_lives - N_SHORT_LIVES
         pause = min(LONGEST_PAUSE_S, 2.0 ** (n_too_many - 1)) if n_too_many > 0 else 0.0
         logger.error(
-            "the worker, process %d, was killed by signal %d%s; %s",
+            "worker killed pid=%d signal=%d: another is started%s%s",
             child,
             os.WTERMSIG(status),
-            " (the system does that when memory runs out)" if os.WTERMSIG(status) == signal.SIGKILL else "",
-            f"another is started in {pause:.0f} s" if pause else "another is started",
+            f" in {pause:.0f} s" if pause else "",
+            "; the system does that when memory runs out" if os.WTERMSIG(status) == signal.SIGKILL else "",
         )
         if pause and signal.sigtimedwait(_STOPPING, pause) is not None:
             raise SystemExit(_exit_status(status))

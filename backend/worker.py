@@ -2,8 +2,8 @@
 
 rq's usual worker forks for every job; a fork must not inherit a CUDA context, OpenMP pools or open Lance datasets, and
 would load everything anew. This one runs jobs in its own process and keeps backbone, embeddings and heads in memory. A
-killed worker loses nothing: what it was doing is begun again by another worker seconds later, if there is one, and by
-the reconciliation at the start of the next.
+killed worker loses nothing: its supervisor (`backend.supervisor`) replaces it at once, and the next one begins what it
+was doing again; so does another worker seconds later, if the supervisor died too.
 
 With TRAIN=finetune and a GPU a second process fine-tunes beside it, so that no label waits for that.
 """

@@ -90,7 +90,7 @@ def test_a_killed_child_is_replaced(start: Callable[..., Program]) -> None:
     second = program.await_children(2)
     assert second not in {first, program.process.pid}
     assert not lives(first)
-    assert f"ERROR the worker, process {first}, was killed by signal 9" in program.text()
+    assert f"ERROR worker killed pid={first} signal=9: another is started" in program.text()
     assert "memory" in program.text()
     assert program.process.poll() is None
 
