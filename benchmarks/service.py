@@ -227,7 +227,8 @@ def publish_head(
 
 
 def measure_memory(backbone: stack.UsedBackbone, n_retrains: int) -> Answer:
-    """Resident memory of a web process and the worker over retrains, each after an answer and before a prediction."""
+    """Resident memory of a web process, the worker and its supervisor over retrains, each after an answer and before a
+    prediction."""
     embeddings, labels = stack.made_up_pool(RETRAINED_POOL, backbone.dim)
     with ExitStack() as stop:
         service, person = stack.prepare(stop, {1: RETRAINED_POOL}, backbone, publish_wait_s="30", web_workers="1")
@@ -235,9 +236,9 @@ def measure_memory(backbone: stack.UsedBackbone, n_retrains: int) -> Answer:
         for task_id in range(1, N_FIRST_LABELS + 1):
             person.submit(task_id, labels[task_id - 1])
         web = stop.enter_context(service.web())
-        worker = stop.enter_context(service.worker(1, N_FIRST_LABELS))
+        supervisor = stop.enter_context(service.worker(1, N_FIRST_LABELS))
         client = stop.enter_context(httpx.Client(timeout=60))
-        pids = {"web": stack.children(web)[0], "rq": worker}
+        pids = {"web": stack.children(web)[0], "rq": stack.children(supervisor)[0], "supervisor": supervisor}
         samples = [{"retrains": 0, **_memory(pids)}]
         before = service.n_versions(1)
         started = time.monotonic()
@@ -314,6 +315,9 @@ def rows_of(content: Answer) -> Iterator[tuple[str, str, str]]:
             first, last = memory["growth_fitted_over"]
             what = f"{name} worker, growth of RSS from retrain {first:,} to {last:,}, kB each"
             yield what, f"{memory['growth_kb_per_retrain'][f'{name}_rss']:+.1f}", "flat"
+        if "supervisor_pss" in memory["last_kb"]:
+            both = memory["last_kb"]["rq_pss"] + memory["last_kb"]["supervisor_pss"]
+            yield "rq worker and its supervisor after that, together: PSS, MB", f"{both / 1024:.0f}", ""
 
 
 def _megabytes(found: Answer, prefix: str) -> str:

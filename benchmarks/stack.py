@@ -278,7 +278,7 @@ class Service:
 
     @contextmanager
     def worker(self, project_id: int, n_labels: int) -> Iterator[int]:
-        """The worker, once it has published a version of so many labels; its process id."""
+        """The worker, once it has published a version of so many labels; the process id of its supervisor."""
         with self.worker_process() as process:
             self.await_labels(project_id, n_labels)
             yield process.pid

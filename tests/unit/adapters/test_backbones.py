@@ -595,7 +595,6 @@ print(hasattr(torch._dynamo.utils, "counters"), zoo is backbones.torchvision_mod
     [
         ("", False),
         ("backbones._ASKED_OF_THE_COMPILER.clear()", True),  # as with a release that wants more of it
-        ("import torch._dynamo", True),
     ],
 )
 def test_torchs_compiler_is_not_loaded_for_torchvision_unless_it_must(before: str, is_loaded: bool) -> None:
