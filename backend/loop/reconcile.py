@@ -155,7 +155,8 @@ class Reconciler:
             n_deleted += 1
         left = [*superseded[n_deleted:], *held[-KEPT_PREDICTIONS:]]
         self._jobs.set_note(project_id, PRUNED, str(version_number(left[0]) if left else 1))
-        logger.info("pruned project=%d predictions of %d versions", project_id, n_deleted)
+        if n_deleted:
+            logger.info("pruned project=%d predictions of %d versions", project_id, n_deleted)
 
     def _follow_choice(self, project: Project) -> bool:
         """Does what a person chose in Label Studio, if that is what the queue shows; whether it calls for a version."""
