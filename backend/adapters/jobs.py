@@ -40,7 +40,7 @@ QUEUES = (RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE, SEARCH_QUEUE)
 """In order of urgency: a worker takes from the first that holds a job."""
 
 MARKER_TTL_S = 30
-"""How long a request marker outlives a job that vanished; a job queued for longer may get a harmless second one."""
+"""How long a request marker outlives a job that vanished. A job queued for longer is found in its queue."""
 
 LOCK_TTL_S = 8.0
 """How long a killed worker's lock keeps others out of its project; a living one renews it three times as often."""
@@ -672,7 +672,8 @@ class Jobs:
         self, project_id: int, work: str, queue: str, part: int | None = None, *, renew: bool = False
     ) -> str:
         marker = _marker(project_id, work, part)
-        job_id = f"{work}-{project_id}-{uuid4().hex[:12]}"
+        prefix = f"{work}-{project_id}-"
+        job_id = f"{prefix}{uuid4().hex[:12]}"
         if renew:
             self.redis.set(marker, job_id, ex=MARKER_TTL_S)
         elif not self.redis.set(marker, job_id, nx=True, ex=MARKER_TTL_S):
@@ -680,6 +681,11 @@ class Jobs:
             if standing is not None:
                 return _decoded(standing)
             self.redis.set(marker, job_id, ex=MARKER_TTL_S)
+        if part is None:
+            # Where jobs wait for longer than markers stand, a second one for every marker would make them wait longer.
+            waiting = next((name for name in self._queue(queue).get_job_ids() if name.startswith(prefix)), None)
+            if waiting is not None:
+                return str(waiting)
         self._enqueue(work, queue, job_id, project_id, *([] if part is None else [part]))
         return job_id
 

@@ -136,8 +136,8 @@ class Reconciler:
         published, oldest = self._registry.published(project_id), self._jobs.note(project_id, PRUNED)
         if published is None:
             return 0
-        newest_superseded = version_number(published) - KEPT_PREDICTIONS + 1
-        return max(1, newest_superseded) if oldest is None else max(0, newest_superseded - int(oldest))
+        first_kept = _first_kept(published)
+        return max(1, first_kept) if oldest is None else max(0, first_kept - int(oldest))
 
     def _delete_predictions(self, project_id: int) -> None:
         """Version by version, the oldest first, until somebody labels; then at most `PRUNED_AT_ONCE`."""
@@ -153,8 +153,10 @@ class Reconciler:
                 break
             self._label_studio.delete_predictions(project_id, version)
             n_deleted += 1
-        left = [*superseded[n_deleted:], *held[-KEPT_PREDICTIONS:]]
-        self._jobs.set_note(project_id, PRUNED, str(version_number(left[0]) if left else 1))
+        left = [version_number(version) for version in superseded[n_deleted:]]
+        if published is not None:
+            # Not what is held: some of those that are kept have no predictions left, and others stand in for them.
+            self._jobs.set_note(project_id, PRUNED, str(min([*left, max(1, _first_kept(published))])))
         if n_deleted:
             logger.info("pruned project=%d predictions of %d versions", project_id, n_deleted)
 
@@ -223,6 +225,11 @@ class Reconciler:
             "queue repaired project=%d: Label Studio ordered by %r, now by %s",
             project.id, project.model_version, record.version,
         )  # fmt: skip
+
+
+def _first_kept(published: str) -> int:
+    """Number of the oldest version whose predictions are not superseded."""
+    return version_number(published) - KEPT_PREDICTIONS + 1
 
 
 def _is_astray(project: Project, record: VersionRecord) -> bool:

@@ -650,6 +650,22 @@ CALLS: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("renew", [True, False])
+def test_a_job_that_waits_for_long_is_not_queued_a_second_time(jobs: Jobs, renew: bool) -> None:
+    """Its marker is gone by then; else ever more would wait. Another project's is another job, and so is a begun one."""
+    job_id = jobs.request_reconciliation(3)
+    jobs.redis.delete(jobs_module._marker(3, "reconcile", None))
+    assert jobs.request_reconciliation(3, renew=renew) == job_id
+    assert jobs.queue_depths()[EMBED_QUEUE] == 1
+    jobs.request_reconciliation(33)
+    jobs.request_embedding(3)
+    assert jobs.queue_depths()[EMBED_QUEUE] == 3
+    jobs.queues([EMBED_QUEUE])[0].remove(job_id)
+    jobs.begin(3, "reconcile")
+    assert jobs.request_reconciliation(3, renew=renew) != job_id
+    assert jobs.queue_depths()[EMBED_QUEUE] == 3
+
+
 def test_every_public_method_is_tried_without_redis() -> None:
     """The table below is complete."""
     methods = {name for name in vars(Jobs) if not name.startswith("_")}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fakes import World, region, rgb
 
+from backend.adapters.jobs import EMBED_QUEUE
 from backend.adapters.label_studio import event_of_webhook
 from backend.adapters.registry import version_number
 from backend.errors import (
@@ -342,7 +343,8 @@ def test_images_that_failed_for_a_passing_reason_are_tried_again(world: World) -
 def test_a_request_during_the_comparison_makes_another_one(animals: World) -> None:
     """The marker is taken first, so that a config change while comparing is not lost."""
     settle(animals)
-    animals.jobs.request_reconciliation(1)
+    job_id = animals.jobs.request_reconciliation(1)
+    animals.jobs.queues([EMBED_QUEUE])[0].remove(job_id)  # a worker takes it
     animals.services.reconciler.reconcile(1)
     settle_jobs = animals.waiting()
     animals.jobs.request_reconciliation(1)
@@ -399,6 +401,26 @@ def test_the_comparison_asks_for_pruning_in_a_quiet_moment(quiet: World, monkeyp
     settle(quiet)
     quiet.services.reconciler.reconcile(1)
     assert quiet.waiting() == []
+
+
+def test_nothing_is_asked_for_where_versions_between_have_no_predictions_left(
+    quiet: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their tasks were deleted; older versions stand in for them among those that are kept, once and for all."""
+    publish_more(quiet, 5)
+    gone = quiet.registry.versions(1)[1]
+    rows = quiet.label_studio[1].predictions
+    rows[:] = [row for row in rows if row["model_version"] != gone]
+    monkeypatch.setattr(quiet.jobs, "quiet_s", lambda _: reconcile.QUIET_S)
+    quiet.services.reconciler.prune(1)
+    held = quiet.label_studio.prediction_counts(1)
+    assert len(held) == reconcile.KEPT_PREDICTIONS
+    assert quiet.registry.versions(1)[reconcile.KEPT_PREDICTIONS] in held
+    quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == []
+    publish_more(quiet, 1)
+    quiet.services.reconciler.reconcile(1)
+    assert quiet.waiting() == ["prune(1)"]
 
 
 def test_pruning_ends_when_somebody_labels(animals: World, monkeypatch: pytest.MonkeyPatch) -> None:
