@@ -652,7 +652,7 @@ CALLS: dict[str, Any] = {
 
 @pytest.mark.parametrize("renew", [True, False])
 def test_a_job_that_waits_for_long_is_not_queued_a_second_time(jobs: Jobs, renew: bool) -> None:
-    """Its marker is gone by then; else ever more would wait. Another project's is another job, and so is a begun one."""
+    """Its marker is gone by then; else ever more would wait. Another project's is another job; so is a begun one."""
     job_id = jobs.request_reconciliation(3)
     jobs.redis.delete(jobs_module._marker(3, "reconcile", None))
     assert jobs.request_reconciliation(3, renew=renew) == job_id
