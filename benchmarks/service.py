@@ -243,7 +243,10 @@ def measure_memory(backbone: stack.UsedBackbone, n_retrains: int) -> Answer:
         before = service.n_versions(1)
         started = time.monotonic()
         for number in range(n_retrains):
+            known = service.n_versions(1)
             service.send_event(person.submit(*answer_of(number, labels)))
+            # The webhook does not wait for its version while another is under way, as it is for who never pauses.
+            service.await_version_after(1, known)
             service.predict(client, 1, [1 + number % RETRAINED_POOL])
             if (number + 1) % 10 == 0:
                 samples.append({"retrains": number + 1, **_memory(pids)})

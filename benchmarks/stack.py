@@ -288,6 +288,11 @@ class Service:
         log = self._folder / "worker.log"
         await_true(lambda: self.labels_known(project_id) >= n_labels, "a version of the first labels is published", log)
 
+    def await_version_after(self, project_id: int, number: int) -> None:
+        """Waits until a version with a higher running number is published."""
+        log = self._folder / "worker.log"
+        await_true(lambda: self.n_versions(project_id) > number, f"a version after v{number:04d} is published", log)
+
     def worker_process(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """The worker, just started."""
         return running([sys.executable, "-m", "backend", "worker"], self._folder / "worker.log", self._environment)

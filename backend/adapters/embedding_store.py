@@ -57,6 +57,8 @@ _COLUMNS = ("task_id", "image", "embedding", "error", "transient")
 _Answer = TypeVar("_Answer")
 # The identity of a dataset's content: the dataset's own id (a rebuilt one counts versions from 1 again) and version.
 _Token = tuple[str, int]
+# (name, inode, bytes, time of change) of the files of a dataset.
+_Files = frozenset[tuple[str, int, int, int]]
 # What was there before a write, and a test whether the token after it tells of this write and no other.
 _Written = tuple[_Token | None, Callable[[_Token], bool]]
 
@@ -185,7 +187,7 @@ class EmbeddingStore:
         self._index_token: _Token | None = None
         self._counted: tuple[_Token, int] | None = None
         self._places: _Places | None = None
-        self._kept: tuple[tuple[int, int], Any] | None = None  # what `_newest` opened, and of which folder
+        self._kept: tuple[_Files, Any] | None = None  # what `_newest` opened, and of which files
         self._table_token: _Token | None = None  # what `_table` together with `_unmerged` shows
         self._unmerged: dict[int, EmbeddingRow | None] = {}  # own writes since `_table` was read; None: removed
         self._pid: int | None = None
@@ -409,22 +411,22 @@ class EmbeddingStore:
     def _newest(self) -> Any | None:
         """As `_open`, but in a local folder the dataset that was opened last if nothing was written since.
 
-        It knows where its files have what, which takes longer to learn than a few rows to read.
+        It knows where its files have what, which takes longer to learn than a few rows to read. Files that were changed
+        are read anew: Lance writes each once, so one of another size or time was damaged.
         """
         if not isinstance(self.path, Path) or self._pid not in (None, os.getpid()):
             return self._open()
         try:
-            found = (self.path / "_versions").stat()
+            files = _files_of(self.path)
         except OSError:
             return self._open()
-        folder = found.st_ino, found.st_mtime_ns  # the time alone would not tell two writes within a tick of the clock
         with _lance_errors():
-            if self._kept is not None and self._kept[0] == folder:
+            if self._kept is not None and self._kept[0] == files:
                 dataset = self._kept[1]
-                if dataset.latest_version == dataset.version:
+                if dataset.latest_version == dataset.version:  # two writes may be told the same time
                     return dataset
         dataset = self._open()
-        self._kept = (folder, dataset) if dataset is not None else None
+        self._kept = (files, dataset) if dataset is not None else None
         return dataset
 
     def _token(self) -> _Token | None:
@@ -607,6 +609,17 @@ def _lance_errors() -> Iterator[None]:
 def _token_of(dataset: Any) -> _Token:
     metadata = dataset.schema.metadata or {}
     return metadata.get(b"store_id", b"").decode(), int(dataset.version)
+
+
+def _files_of(path: Path) -> _Files:
+    """The manifests and data files of a dataset in a folder. Raises OSError when a folder of them is not there."""
+    found = set()
+    for name in ("_versions", "data"):
+        with os.scandir(path / name) as entries:
+            for entry in entries:
+                seen = entry.stat()
+                found.add((entry.name, seen.st_ino, seen.st_size, seen.st_mtime_ns))
+    return frozenset(found)
 
 
 def _merge_insert(dataset: Any, table: Any) -> None:

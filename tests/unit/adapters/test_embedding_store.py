@@ -225,6 +225,20 @@ def test_a_store_begun_anew_is_not_taken_for_the_one_before(tmp_path: Path) -> N
         assert reader.take([4]).task_ids.tolist() == []
 
 
+@pytest.mark.parametrize("pattern", ["data/*.lance", "_versions/*.manifest"])
+def test_a_file_damaged_behind_an_open_dataset_is_noticed(tmp_path: Path, pattern: str) -> None:
+    """Though what is asked for could still be read from it: the dataset goes aside, for all to be made again."""
+    store = EmbeddingStore(tmp_path, "f00d", 2)
+    store.upsert([row(n) for n in range(1_000)])
+    for _ in range(3):
+        assert store.take([0]).task_ids.tolist() == [0]
+    for path in store.path.glob(pattern):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    assert store.take([0]).task_ids.tolist() == []
+    assert [path.name for path in tmp_path.glob("*.corrupt-*")] == ["f00d.lance.corrupt-1"]
+
+
 def test_old_versions_and_small_files_do_not_pile_up(tmp_path: Path) -> None:
     """A hundred small writes leave about as many files as the writes since the last clean-up, and every row."""
     store = EmbeddingStore(tmp_path, "f00d", 2, writes_per_cleanup=10, keep_versions_s=0)
