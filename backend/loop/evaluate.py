@@ -255,13 +255,13 @@ class Evaluator:
             pool,
             probabilities,
         )
-        return {
-            "predicted_by_class": None if inputs.n_shards else predicted_counts(head.classes, probabilities),
-            "reasons": {
-                str(task_id): {"factor": reason.factor, "share": round(reason.share, 3)}
-                for task_id, reason in found.items()
-            },
+        told: dict[str, Any] = {
+            str(task_id): {"factor": reason.factor, "share": round(reason.share, 3)}
+            for task_id, reason in found.items()
         }
+        told |= {str(task_id): {"factor": "skipped"} for task_id in inputs.labels.skipped.intersection(record.window)}
+        counts = None if inputs.n_shards else predicted_counts(head.classes, probabilities)
+        return {"predicted_by_class": counts, "reasons": told}
 
     def _random_order(self, record: VersionRecord, inputs: Inputs, n_labels: int) -> Mapping[str, Any] | None:
         detail_weight = DEFAULT_DETAIL_WEIGHT if record.detail_weight is None else record.detail_weight
