@@ -335,9 +335,9 @@ def _status() -> Schema:
 
 def _dashboard() -> Schema:
     thumbnail: Schema = {"type": "string", "description": "Where this service shows the image small."}
-    share = {"type": "number", "minimum": 0, "maximum": 1}
-    interval = {"type": ["array", "null"], "items": share}
-    point = {"labels_used": {"type": "integer"}, "accuracy": share, "interval": interval}
+    share: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+    interval: Schema = {"type": ["array", "null"], "items": share}
+    point: dict[str, Schema] = {"labels_used": {"type": "integer"}, "accuracy": share, "interval": interval}
     curve = _object(
         {
             "target": {"type": ["number", "null"]},
