@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from uuid import uuid4
@@ -116,6 +117,7 @@ class Thumbnails:
         try:
             with self._making:
                 content = self._made(project_id, task_id)
+            self._keep(project_id, task_id, content)
         except BaseException as exc:
             with self._guard:
                 del self._under_way[key]
@@ -123,7 +125,6 @@ class Thumbnails:
                     self._keep_failure(key, exc)
             own.set_exception(exc)
             raise
-        self._keep(project_id, task_id, content)
         with self._guard:
             del self._under_way[key]
         own.set_result(content)
@@ -181,7 +182,8 @@ class Thumbnails:
                 self._clean_up(path.parent)
         except OSError as exc:
             logger.warning("thumbnail not kept project=%d task=%d: %s", project_id, task_id, exc)
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
 
     def _clean_up(self, folder: Path) -> None:
         """Deletes thumbnails, those used longest ago first, while all together take too much."""
