@@ -15,6 +15,9 @@ from backend.services import Services
 STREAM_SHARE = 4
 """One in so many threads of a web process may be held by a stream of news."""
 
+WAITED_LOOKS = 2
+"""A client that has gone is noticed at the next look of its stream; so many are waited for."""
+
 ASK_AGAIN_S = 5
 """When to ask again, of a client for whom there was no stream."""
 
@@ -35,6 +38,7 @@ def add_dashboard(app: Flask, services: Services) -> None:
     # One thread more than streams and thumbnails may hold is left for the webhook, where there are as many.
     n_thumbnails = max(1, n_threads - n_streams - 1)
     streams, making = threading.BoundedSemaphore(n_streams), threading.BoundedSemaphore(n_thumbnails)
+    waiting = threading.BoundedSemaphore(1)
 
     def dashboard(project_id: int) -> Response:
         return jsonify(services.dashboard.project(project_id))
@@ -43,7 +47,7 @@ def add_dashboard(app: Flask, services: Services) -> None:
         services.changes.check(project_id)
         if request.method == "HEAD":
             return Response(content_type="text/event-stream; charset=utf-8")
-        if not streams.acquire(blocking=False):
+        if not take_stream():
             raise ServiceUnavailable(NO_STREAM.format(n=n_streams, s=ASK_AGAIN_S), retry_after=ASK_AGAIN_S)
         # Only under our own server is it known when a client has gone; others find out when they write to it.
         is_over: Callable[[], bool] = getattr(request.environ.get("gunicorn.socket"), "is_over", lambda: False)
@@ -54,6 +58,17 @@ def add_dashboard(app: Flask, services: Services) -> None:
         )
         answer.call_on_close(streams.release)
         return answer
+
+    def take_stream() -> bool:
+        """Whether there is a thread for a stream. One request waits for the place of a page that was just reloaded."""
+        if streams.acquire(blocking=False):
+            return True
+        if not waiting.acquire(blocking=False):
+            return False
+        try:
+            return streams.acquire(timeout=WAITED_LOOKS * services.changes.pause_s)
+        finally:
+            waiting.release()
 
     def thumbnail(project_id: int, task_id: int) -> Response:
         content = services.thumbnails.kept(project_id, task_id)
