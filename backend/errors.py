@@ -39,6 +39,10 @@ class ProjectNotFoundError(LabelStudioError):
     """The project does not exist in Label Studio, or the token may not see it."""
 
 
+class TaskNotFoundError(BackendError):
+    """The project has no such task in Label Studio."""
+
+
 class RedisUnavailableError(BackendError):
     """Redis did not answer."""
 

@@ -24,14 +24,14 @@ ALL: Sequence[Mapping[str, Sequence[str]]] = ({}, {"basic": []})
 _ERRORS = {
     400: "The request cannot be understood; the sentence says what was expected.",
     401: "Wrong or missing credentials.",
-    404: "There is no such project.",
+    404: "There is no such project, version or task.",
     408: "The body did not come whole, or not in time.",
     409: "The version cannot be used here; the sentence says why.",
     413: "The body is larger than MAX_REQUEST_BYTES, or holds more tasks than MAX_TASKS_PER_REQUEST.",
     415: "The body is packed (Content-Encoding).",
-    422: "The labeling config is not one that can be learned from.",
+    422: "The labeling config is not one that can be learned from, or the image cannot be shown.",
     500: "A fault of the service; its log has the details.",
-    503: "Redis, Label Studio or the data folder is away; the sentence says which.",
+    503: "Redis, Label Studio or the data folder is away, or all threads for this are in use; the sentence says which.",
 }
 _OF_A_BODY = (400, 401, 408, 413, 415)
 
@@ -194,6 +194,39 @@ def _paths(settings: Settings) -> dict[str, Any]:
                 security=PAGE,
             )
         },
+        "/api/projects/{project_id}/dashboard": {
+            "get": _operation(
+                "All that the dashboard shows of a project but its map.",
+                {200: _json("Status, curve, window, suspects, classes, versions.", _dashboard())},
+                parameters=[_OF_A_PROJECT],
+                errors=(401, 404, 503),
+                security=PAGE,
+            )
+        },
+        "/api/projects/{project_id}/events": {
+            "get": _operation(
+                "News of a project as server-sent events: `changed` at once and whenever something changed.",
+                {
+                    200: {
+                        "description": "The `data` of an event is JSON with model_version, evaluated, training, "
+                        "labels_used and embedding. The stream ends after five minutes.",
+                        "content": {"text/event-stream": {"schema": _TEXT}},
+                    }
+                },
+                parameters=[_OF_A_PROJECT],
+                errors=(401, 404, 503),
+                security=PAGE,
+            )
+        },
+        "/api/projects/{project_id}/tasks/{task_id}/thumbnail": {
+            "get": _operation(
+                "A task's image, at most 256 pixels long; 422 with the reason if it cannot be shown.",
+                {200: {"description": "JPEG.", "content": {"image/jpeg": {"schema": _TEXT}}}},
+                parameters=[_OF_A_PROJECT, {**_OF_A_PROJECT, "name": "task_id"}],
+                errors=(401, 404, 422, 503),
+                security=PAGE,
+            )
+        },
         "/api/projects/{project_id}/versions": {
             "get": _operation(
                 "The versions of a project, newest first.",
@@ -298,6 +331,57 @@ def _status() -> Schema:
         },
         "project_id", "model_version", "labels_used", "pool_size", "window", "training", "accuracy", "last_error",
     )  # fmt: skip
+
+
+def _dashboard() -> Schema:
+    thumbnail: Schema = {"type": "string", "description": "Where this service shows the image small."}
+    share: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+    interval: Schema = {"type": ["array", "null"], "items": share}
+    point: dict[str, Schema] = {"labels_used": {"type": "integer"}, "accuracy": share, "interval": interval}
+    curve = _object(
+        {
+            "target": {"type": ["number", "null"]},
+            "points": _list(_object({"kind": {"enum": ["measured", "expected"]}, **point, "n_evaluated": {}}, "kind")),
+            "random": _list(_object(point, *point)),
+            "random_note": _or_null("string"),
+        },
+        "target", "points", "random", "random_note",
+    )  # fmt: skip
+    guess = _object({"label": _TEXT, "probability": share}, "label", "probability")
+    why = _object(
+        {
+            "kind": {"enum": ["uncertain", "different", "typical", "chance", "other"]},
+            "sentence": _TEXT,
+            "classes": {**_list(guess), "maxItems": 2},
+        },
+        "kind", "sentence", "classes",
+    )  # fmt: skip
+    place: Schema = {"type": "integer", "minimum": 1}
+    shown: dict[str, Schema] = {"task_id": {"type": "integer"}, "link": _TEXT, "thumbnail": thumbnail}
+    properties: dict[str, Schema] = {
+        "project": _object({"id": {"type": "integer"}, "title": _or_null("string"), "link": _TEXT}, "id", "link"),
+        "status": _status(),
+        "last_label_at": {"type": ["string", "null"], "description": "ISO 8601; when the newest answer came."},
+        "curve": curve,
+        "window": _list(_object({**shown, "place": place, "why": why}, *shown, "place", "why")),
+        "suspects": _list(_object(shown, *shown)),
+        "disagreements": _list(_object(shown, *shown)),
+        "classes": _list(
+            _object({"label": _TEXT, "n_labels": {"type": "integer"}, "n_predicted": _or_null("integer")}, "label")
+        ),
+        "confusion": {
+            **_object({"labels": _list(_TEXT), "counts": _list(_list({"type": "integer"})), "basis": _TEXT}, "labels"),
+            "type": ["object", "null"],
+        },
+        "calibration": {
+            **_object(
+                {"bins": _list(_object({}, "confidence", "accuracy", "n")), "error": share, "basis": _TEXT}, "bins"
+            ),
+            "type": ["object", "null"],
+        },
+        "versions": _list(_object({})),
+    }
+    return _object(properties, *properties)
 
 
 def _operation(

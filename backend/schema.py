@@ -267,13 +267,21 @@ class VersionRecord:
     agreement: Mapping[str, Any] | None = None
     n_disagreements: int = 0
     disagreements: Sequence[Mapping[str, Any]] = field(default_factory=list)  # the first so many
+    # For the dashboard, plain JSON made in `loop.judgement`; None where nothing can be said.
+    confusion: Mapping[str, Any] | None = None  # which classes are taken for which
+    calibration: Mapping[str, Any] | None = None  # how often a confidence is right
+    predicted_by_class: Mapping[str, int] | None = None  # how many images still to label are predicted to be of each
+    random_order: Mapping[str, Any] | None = None  # what as many labels asked for at random would be worth
+    reasons: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → why it is in the window
+    last_answer_at: str | None = None  # when the newest answer it knows was given or changed, by Label Studio's clock
 
     EVALUATION: ClassVar[frozenset[str]] = frozenset(
         {
             "accuracy", "accuracy_kind", "accuracy_interval", "log_loss", "cross_validated_accuracy",
             "calibration_error", "expected_accuracy", "validation_tasks", "validation_labels", "validation_note",
             "learning_curve", "forecast", "n_suspects", "suspects", "evaluated_version", "evaluated_labels", "chosen",
-            "agreement", "n_disagreements", "disagreements",
+            "agreement", "n_disagreements", "disagreements", "confusion", "calibration", "predicted_by_class",
+            "random_order", "reasons",
         }
     )  # fmt: skip
     """The fields that an evaluation says anew, after the version is published; all others never change."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import selectors
 import socket
 import time
@@ -52,7 +53,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Backend": "active-learning",
 }
-"""On every answer: nothing is guessed, kept, framed, loaded or told to another site."""
+"""On every answer whose route says nothing else: nothing is guessed, kept, framed, loaded or told to another site."""
 
 TOO_LONG = (
     f"the headers are too many or too long; at most {MAX_HEADERS} of {MAX_HEADER_BYTES} bytes, {MAX_HEAD_BYTES} in all,"
@@ -62,9 +63,25 @@ UNEXPECTED = "an unexpected error; the web service's log has the details"
 
 
 class BoundedSocket(socket.socket):
-    """A connection whose `recv` raises TimeoutError once `expires` (monotonic seconds) has passed."""
+    """A connection whose `recv` raises TimeoutError once `expires` (monotonic seconds) has passed.
+
+    is_ending: whether the process has been told to end.
+    """
 
     expires: float | None = None
+    is_ending: Callable[[], bool] | None = None
+
+    def is_over(self) -> bool:
+        """Whether no more of an answer is wanted: the client has closed the connection, or the process is ending."""
+        if self.is_ending is not None and self.is_ending():
+            return True
+        try:
+            poll = select.poll()
+            poll.register(self, select.POLLIN)
+            # What a client sends meanwhile, its next request, is left for later; nothing at all says that it has gone.
+            return bool(poll.poll(0)) and super().recv(1, socket.MSG_PEEK) == b""
+        except (OSError, ValueError):
+            return True
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """As the base class, but not beyond `expires`."""
@@ -136,6 +153,7 @@ class BoundedWorker(ThreadWorker):  # type: ignore[misc]
             return
         self.nr_conns += 1
         connection = BoundedConnection(self.cfg, client, address, listener.getsockname(), self._linger)
+        connection.sock.is_ending = lambda: not self.alive
         self.enqueue_req(connection)
 
     def enqueue_req(self, conn: BoundedConnection) -> None:

@@ -17,7 +17,9 @@ from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.loop.backbones import ProjectBackbones
+from backend.loop.changes import ChangeWatch
 from backend.loop.connect import Connector
+from backend.loop.dashboard import DashboardReader
 from backend.loop.doctor import Doctor
 from backend.loop.embed import Embedder
 from backend.loop.evaluate import Evaluator
@@ -32,6 +34,7 @@ from backend.loop.retries import Retries
 from backend.loop.score import Predictor
 from backend.loop.shards import Shards
 from backend.loop.status import StatusReader
+from backend.loop.thumbnails import Thumbnails
 from backend.loop.train import Trainer
 from backend.loop.versions import Versions
 
@@ -225,6 +228,29 @@ class Services:
     def status(self) -> StatusReader:
         """Use case: say how things are."""
         return StatusReader(jobs=self.jobs, registry=self.registry, settings=self.settings, retries=self.retries)
+
+    @cached_property
+    def dashboard(self) -> DashboardReader:
+        """Use case: all that the dashboard shows of a project."""
+        return DashboardReader(
+            status=self.status,
+            versions=self.versions,
+            predictor=self.predictor,
+            embedder=self.embedder,
+            jobs=self.jobs,
+            registry=self.registry,
+            settings=self.settings,
+        )
+
+    @cached_property
+    def changes(self) -> ChangeWatch:
+        """Use case: tell a page that something changed."""
+        return ChangeWatch(jobs=self.jobs, registry=self.registry)
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """Use case: show images small."""
+        return Thumbnails(label_studio=self.label_studio, embedder=self.embedder, registry=self.registry)
 
     @cached_property
     def metrics(self) -> MetricsReader:

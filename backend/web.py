@@ -16,13 +16,17 @@ from werkzeug.exceptions import HTTPException
 from backend import access
 from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, json_object, tasks_of, text_of
 from backend.choices import parse_labeling_config
+from backend.dashboard import add_dashboard
 from backend.errors import (
     BackendError,
     BadRequestError,
+    ImageError,
     LabelingConfigError,
+    LabelStudioAuthError,
     LabelStudioUnreachableError,
     ProjectNotFoundError,
     RedisUnavailableError,
+    TaskNotFoundError,
     VersionNotFoundError,
     VersionUnusableError,
 )
@@ -46,10 +50,13 @@ STATUS_OF: Mapping[type[BackendError], int] = {
     BadRequestError: 400,
     ProjectNotFoundError: 404,
     VersionNotFoundError: 404,
+    TaskNotFoundError: 404,
     VersionUnusableError: 409,
     LabelingConfigError: 422,
+    ImageError: 422,
     RedisUnavailableError: 503,
     LabelStudioUnreachableError: 503,
+    LabelStudioAuthError: 503,
 }
 """HTTP status of an error; any other BackendError is 500."""
 
@@ -78,6 +85,7 @@ def create_app(services: Services) -> Flask:
     _add_ml_protocol(app, services)
     _add_api(app, services)
     _add_versions(app, services)
+    add_dashboard(app, services)
     return app
 
 
@@ -315,7 +323,8 @@ def _fail(exc: Exception) -> Response:
 
 
 def _finish(answer: Response) -> Response:
-    answer.headers.update(HEADERS)
+    for name, text in HEADERS.items():
+        answer.headers.setdefault(name, text)  # a route may say otherwise
     took = time.monotonic() - g.get("started", time.monotonic())
     logger.debug(
         "answered method=%s path=%s status=%d took=%.3fs", request.method, request.path, answer.status_code, took

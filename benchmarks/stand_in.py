@@ -145,6 +145,10 @@ class Project:
             ids = range(later["value"] + 1, min(later["value"] + page_size, self.n_tasks) + 1)
             found: list[Json] = [{"id": task_id, "data": {"image": image_reference(task_id)}} for task_id in ids]
             return {"tasks": found, "total": self.n_tasks}
+        if query.get("filters", {}).get("items", [{}])[0].get("operator") == "equal":
+            task_id = query["filters"]["items"][0]["value"]
+            known = [{"id": task_id, "data": {"image": image_reference(task_id)}}] * (1 <= task_id <= self.n_tasks)
+            return {"tasks": known, "total": len(known)}
         if ordering:
             found = [{"id": self.latest[0], "updated_at": self.latest[1]}]
             return {"tasks": found, "total": self.n_tasks}

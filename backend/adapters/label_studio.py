@@ -155,6 +155,13 @@ class LabelStudioClient:
         answer = self._page(project_id, {"include": "id,data", "fields": "task_only", "query": json.dumps(query)})
         return [_task(raw, image_field, fields) for raw in answer["tasks"]]
 
+    def task(self, project_id: int, image_field: str, task_id: int) -> Task | None:
+        """One task with the reference to its image, unresolved; None if the project has none of that id."""
+        wanted = {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": task_id}
+        query = json.dumps({"filters": {"conjunction": "and", "items": [wanted]}})
+        answer = self._page(project_id, {"include": "id,data", "fields": "task_only", "page_size": 1, "query": query})
+        return next((_task(raw, image_field, ()) for raw in answer["tasks"] if raw["id"] == task_id), None)
+
     def annotated_tasks(self, project_id: int, image_field: str, *, fields: Sequence[str] = ()) -> list[AnnotatedTask]:
         """All tasks with at least one submitted or skipped annotation, with these annotations (no drafts).
 

@@ -84,18 +84,27 @@ class Registry:
         """Ids of all projects that were connected or set up."""
         return sorted(int(name) for name in self._folder.holding("project.json") if re.fullmatch("[0-9]+", name))
 
-    def register(self, project_id: int, created: int, label_config: str, hostname: str | None = None) -> bool:
+    def register(
+        self,
+        project_id: int,
+        created: int,
+        label_config: str,
+        hostname: str | None = None,
+        title: str | None = None,
+    ) -> bool:
         """Makes the project known; True if it was not, or is another one, or has another labeling config.
 
         `created` is the project's creation time in whole seconds. Label Studio gives ids anew when its database is:
         a folder that belongs to an earlier project of the same id is moved aside. `hostname` is the address by which
-        Label Studio knows itself, with which references to its own images may begin; None: as known before.
+        Label Studio knows itself, with which references to its own images may begin; `title` is what people call the
+        project; None of these: as known before.
         """
         known = self.project_facts(project_id)
         facts = {
             "created": created,
             "label_config": label_config,
             "hostname": hostname or (known or {}).get("hostname"),
+            "title": title if title is not None else (known or {}).get("title"),
         }
         news = self.is_news(project_id, created, label_config)
         if known == facts:
@@ -111,7 +120,7 @@ class Registry:
         return (known.get("created"), known.get("label_config")) != (created, label_config)
 
     def project_facts(self, project_id: int) -> Mapping[str, Any] | None:
-        """`created`, `label_config` and `hostname` as last registered; None for an unknown project."""
+        """`created`, `label_config`, `hostname` and `title` as last registered; None for an unknown project."""
         return self._read(project_id, "project.json")
 
     def keep_image_failures(

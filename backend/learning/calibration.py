@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
@@ -50,9 +52,37 @@ def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike) -> 
     over images of |accuracy of the bin - its mean confidence| (Naeini et al. 2015; Guo et al. 2017). With N images
     even perfect probabilities show an error of about the square root of N_BINS / N / 4.
     """
+    bins = reliability_bins(probabilities, targets)
+    return sum(item.n * abs(item.accuracy - item.confidence) for item in bins) / sum(item.n for item in bins)
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Of the images whose confidence lies in one bin: its mean, how many of them are right (0..1), how many there are.
+
+    Where probabilities mean what they say the first two are alike.
+    """
+
+    confidence: float
+    accuracy: float
+    n: int
+
+
+def reliability_bins(probabilities: ArrayLike, targets: ArrayLike) -> list[ReliabilityBin]:
+    """The bins of `expected_calibration_error` that hold an image, by ascending confidence.
+
+    A class (N,) that is no column, such as -1, is one that no prediction can be.
+    """
     rows = np.asarray(probabilities, dtype=np.float64)
+    if not len(rows):
+        return []
     confidence = rows.max(axis=1)
-    correct = rows.argmax(axis=1) == np.asarray(targets)
+    is_right = rows.argmax(axis=1) == np.asarray(targets)
     bins: NDArray[np.intp] = np.minimum((confidence * N_BINS).astype(np.intp), N_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=N_BINS)
-    return float(np.abs(gaps).sum() / len(rows))
+    counts, sums, rights = (
+        np.bincount(bins, weights=weights, minlength=N_BINS) for weights in (None, confidence, is_right)
+    )
+    return [
+        ReliabilityBin(float(sums[b] / counts[b]), float(rights[b] / counts[b]), int(counts[b]))
+        for b in np.flatnonzero(counts).tolist()
+    ]

@@ -244,6 +244,10 @@ class Embedder:
         with ThreadPoolExecutor(n_loaders(), thread_name_prefix="fetch") as threads:
             return list(threads.map(load, tasks))
 
+    def load_image(self, project_id: int, task: Task, *, min_side: int) -> Image.Image:
+        """The task's picture; `min_side` as for `ImageLoader.load`. Raises ImageError."""
+        return self._load(task, self._own_hostname(project_id), min_side)
+
     def forget(self, project_id: int, task_ids: Sequence[int], backbone: Backbone | None = None) -> None:
         """Deletes the embeddings and failures of some tasks, of the project's backbone unless another is given."""
         backbone = backbone or self.backbone(project_id)

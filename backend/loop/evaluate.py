@@ -7,22 +7,22 @@ until then what the version before it said.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import FitInterruptedError, VersionNotFoundError
-from backend.learning.head import DETAIL_WEIGHTS, CrossValidation, Head
+from backend.learning.head import DEFAULT_STRENGTH, DETAIL_WEIGHTS, CrossValidation, Head, HeadSettings
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.agreement import agreement_fields
 from backend.loop.inputs import InputReader, Inputs
+from backend.loop.judgement import judged_images, judgement_fields, predicted_counts, random_order
 from backend.loop.ledger import READ_EVERYTHING, Ledger
 from backend.loop.outlook import (
     MAX_SUSPECTS,
@@ -32,7 +32,7 @@ from backend.loop.outlook import (
     list_suspects,
     same_labels_offered,
 )
-from backend.loop.rounds import Chosen, Stopwatch, evaluate_labels, unlabeled
+from backend.loop.rounds import Chosen, RoundHead, Stopwatch, evaluate_labels, unlabeled, window_reasons
 from backend.loop.validation import Measurement, describe, measure
 from backend.schema import CurvePoint, VersionRecord
 
@@ -47,6 +47,7 @@ _CARRIED = (
     "accuracy", "accuracy_kind", "accuracy_interval", "log_loss", "cross_validated_accuracy", "calibration_error",
     "expected_accuracy", "validation_tasks", "validation_labels", "validation_note", "forecast", "n_suspects",
     "suspects", "chosen", "evaluated_labels", "evaluated_version", "agreement", "n_disagreements", "disagreements",
+    "confusion", "calibration", "predicted_by_class", "random_order", "reasons",
 )  # fmt: skip
 
 
@@ -154,7 +155,8 @@ class Evaluator:
         n_labels = len(inputs.labeled)
         pool = unlabeled(table, labels)
         measured = measure(head, table, labels) if head else None
-        expected = _expected_accuracy(head, table, pool) if head else None
+        probabilities = head.predict_proba(table.embeddings[pool]) if head else None
+        expected = _expected_accuracy(probabilities)
         new = []
         if measured is not None and n_labels:
             new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
@@ -173,6 +175,9 @@ class Evaluator:
             calibration_error=evaluation.calibration_error if evaluation else None,
             expected_accuracy=expected,
             **self._validated(inputs, measured, n_others=n_labels + len(pool)),
+            **judgement_fields(judged_images(head, inputs.labeled, evaluation, table, labels) if head else None),
+            **self._of_the_pool(record, inputs, head, pool, probabilities),
+            random_order=self._random_order(record, inputs, n_labels) if head else None,
             learning_curve=[asdict(point) for point in curve],
             forecast=foresee(
                 curve if head and len(pool) else [],
@@ -197,6 +202,7 @@ class Evaluator:
         labels, table = inputs.labels, inputs.table
         pool = unlabeled(table, labels)
         measured = measure(head, table, labels)
+        probabilities = head.predict_proba(table.embeddings[pool])
         given = {**labels.labels, **labels.validation}
         suspects = [
             item
@@ -205,8 +211,9 @@ class Evaluator:
         ]
         judged = replace(
             record,
-            expected_accuracy=_expected_accuracy(head, table, pool),
+            expected_accuracy=_expected_accuracy(probabilities),
             **self._validated(inputs, measured, n_others=len(inputs.labeled) + len(pool)),
+            **self._of_the_pool(record, inputs, head, pool, probabilities),
             n_suspects=record.n_suspects - (len(record.suspects) - len(suspects)),
             suspects=suspects,
             evaluated_version=record.version,
@@ -214,8 +221,61 @@ class Evaluator:
         )
         if measured is None:
             return judged
-        interval = list(measured.interval)
-        return replace(judged, accuracy=measured.accuracy, accuracy_kind=measured.kind, accuracy_interval=interval)
+        return replace(
+            judged,
+            accuracy=measured.accuracy,
+            accuracy_kind=measured.kind,
+            accuracy_interval=list(measured.interval),
+            **judgement_fields(judged_images(head, [], None, table, labels)),
+        )
+
+    def _of_the_pool(
+        self,
+        record: VersionRecord,
+        inputs: Inputs,
+        head: Head | None,
+        pool: NDArray[np.intp],
+        probabilities: NDArray[np.float64] | None,
+    ) -> dict[str, Any]:
+        """The fields about the images still to label, rows `pool` of the table with these probabilities.
+
+        Nothing is counted in a project that is divided into shards: what is at hand is mostly what was worth a label.
+        """
+        if head is None or probabilities is None:
+            return {"predicted_by_class": None, "reasons": {}}
+        detail_weight = DEFAULT_DETAIL_WEIGHT if record.detail_weight is None else record.detail_weight
+        seeded = set(record.seed_task_ids)
+        found = window_reasons(
+            record.acquisition,
+            inputs.table,
+            inputs.pool,
+            inputs.labels,
+            [task_id for task_id in record.window if task_id not in seeded],
+            RoundHead(head, detail_weight),
+            pool,
+            probabilities,
+        )
+        told: dict[str, Any] = {
+            str(task_id): {"factor": reason.factor, "share": round(reason.share, 3)}
+            for task_id, reason in found.items()
+        }
+        told |= {str(task_id): {"factor": "skipped"} for task_id in inputs.labels.skipped.intersection(record.window)}
+        counts = None if inputs.n_shards else predicted_counts(head.classes, probabilities)
+        return {"predicted_by_class": counts, "reasons": told}
+
+    def _random_order(self, record: VersionRecord, inputs: Inputs, n_labels: int) -> Mapping[str, Any] | None:
+        detail_weight = DEFAULT_DETAIL_WEIGHT if record.detail_weight is None else record.detail_weight
+        strength = DEFAULT_STRENGTH if record.strength is None else record.strength
+        return random_order(
+            record.random_order,
+            inputs.pool,
+            inputs.table,
+            inputs.labels,
+            HeadSettings(detail_weight, strength),
+            n_labels=n_labels,
+            random_state=self._settings.random_state,
+            interrupted=self._jobs.retrain_waits,
+        )
 
     def _validated(self, inputs: Inputs, measured: Measurement | None, *, n_others: int) -> dict[str, Any]:
         """The fields about the validation split; `n_others` as for `describe`."""
@@ -227,9 +287,9 @@ class Evaluator:
         }
 
 
-def _expected_accuracy(head: Head, table: EmbeddingTable, pool: NDArray[np.intp]) -> float | None:
-    """The mean confidence over the rows of the pool; None if it is empty."""
-    return float(head.predict_proba(table.embeddings[pool]).max(axis=1).mean()) if len(pool) else None
+def _expected_accuracy(probabilities: NDArray[np.float64] | None) -> float | None:
+    """The mean confidence over the images still to label, of their probabilities (U, C); None without any."""
+    return float(probabilities.max(axis=1).mean()) if probabilities is not None and len(probabilities) else None
 
 
 def _ready_weights(pool: Pool, record: VersionRecord) -> Sequence[float]:

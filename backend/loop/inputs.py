@@ -40,6 +40,7 @@ class Inputs:
     labeled: tasks with a label and an embedding, ascending.
     seen: tasks whose labels the backbone was fine-tuned on.
     heard_at: see `ledger.Answers`.
+    last_answer_at: when the newest answer was given or changed (ISO 8601, Label Studio's clock); None without any.
     digest: equal digests would give an equal version.
     """
 
@@ -57,6 +58,7 @@ class Inputs:
     backbone: Backbone
     seen: frozenset[int]
     heard_at: float | None
+    last_answer_at: str | None
     digest: str
 
 
@@ -120,6 +122,7 @@ class InputReader:
             backbone=backbone,
             seen=current.seen,
             heard_at=answers.heard_at,
+            last_answer_at=max((one.updated_at for item in annotated for one in item.annotations), default=None),
             digest=self._digest(project, backbone, annotated, table, labels),
         )
 

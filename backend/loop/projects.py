@@ -28,7 +28,7 @@ def check_known(registry: Registry, project_id: int) -> None:
 
 def register_project(registry: Registry, project: Project) -> bool:
     """Makes the project known; True if it was not, or its labeling config changed."""
-    changed = registry.register(project.id, created_seconds(project), project.label_config)
+    changed = registry.register(project.id, created_seconds(project), project.label_config, title=project.title)
     if changed:
         logger.info("registered project=%d title=%r", project.id, project.title)
     return changed

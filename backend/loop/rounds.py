@@ -38,6 +38,7 @@ from backend.learning.later_rounds import (
     next_batch,
 )
 from backend.learning.pool import Pool
+from backend.learning.reasons import Reason, reasons
 from backend.logs import in_log_context
 from backend.loop.queue import build_window
 from backend.loop.score import Scores, scores_of
@@ -366,10 +367,25 @@ def _rank(
     budget: int,
 ) -> NDArray[np.intp]:
     """The next `budget` of the candidates (rows of the table) in the order of the acquisition strategy."""
-    asks_typicality = settings.acquisition in ASK_TYPICALITY  # seconds in a large project, at the first round
+    state = _round_state(settings.acquisition, table, everything, labels, labeled, candidates, used, probabilities)
+    chosen = next_batch(settings.acquisition, state, budget=budget, random_state=settings.random_state)
+    return candidates[chosen]
+
+
+def _round_state(
+    acquisition: str,
+    table: EmbeddingTable,
+    everything: Pool,
+    labels: TrainingLabels,
+    labeled: Sequence[int],
+    candidates: NDArray[np.intp],
+    used: RoundHead,
+    probabilities: NDArray[np.float64],
+) -> RoundState:
+    asks_typicality = acquisition in ASK_TYPICALITY  # seconds in a large project, at the first round
     column = {name: index for index, name in enumerate(used.head.classes)}
     known = [task_id for task_id in labeled if labels.labels[task_id] in column]  # a kept head may lack new classes
-    state = RoundState(
+    return RoundState(
         embeddings=table.embeddings,
         space=used.head.space,
         labeled=table.rows_of(known),
@@ -379,8 +395,28 @@ def _rank(
         out_of_fold=used.out_of_fold,
         typicality=everything.typicality(used.detail_weight)[candidates] if asks_typicality else None,
     )
-    chosen = next_batch(settings.acquisition, state, budget=budget, random_state=settings.random_state)
-    return candidates[chosen]
+
+
+def window_reasons(
+    acquisition: str,
+    table: EmbeddingTable,
+    everything: Pool,
+    labels: TrainingLabels,
+    window: Sequence[int],
+    used: RoundHead,
+    rows: NDArray[np.intp],
+    probabilities: NDArray[np.float64],
+) -> dict[int, Reason]:
+    """Why each of the window's tasks was chosen from the pool's `rows`, of which these are the head's `probabilities`.
+
+    Left out are tasks that are no longer in the pool, and those that somebody skipped: they come last for that.
+    """
+    positions = {task_id: place for place, task_id in enumerate(table.task_ids[rows].tolist())}
+    task_ids = [task_id for task_id in window if task_id in positions and task_id not in labels.skipped]
+    labeled = trainable(table, labels)
+    state = _round_state(acquisition, table, everything, labels, labeled, rows, used, probabilities)
+    found = reasons(acquisition, state, [positions[task_id] for task_id in task_ids])
+    return dict(zip(task_ids, found, strict=True)) if found else {}
 
 
 class Stopwatch:

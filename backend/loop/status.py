@@ -85,7 +85,7 @@ class StatusReader:
                 lambda: self._jobs.note(project_id, BACKBONE_WARNING) or self._jobs.note(0, BACKBONE_WARNING)
             ),
             "finetuning": self._finetuning(project_id),
-            "embedding": self._embedding(progress),
+            "embedding": progress_as_json(progress),
             "shards_to_search": self._ask(lambda: self._jobs.open_searches(project_id)),
             "image_failures": self._registry.image_failures(project_id),
             "n_workers": self._ask(self._jobs.n_workers),
@@ -120,20 +120,21 @@ class StatusReader:
 
     def _with_links(self, record: VersionRecord, items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The items, each with the address at which a person sees its task."""
-        page = f"{self._address_for_people(record.project_id)}/projects/{record.project_id}/data?task="
-        return [{**item, "link": f"{page}{item['task_id']}"} for item in items]
+        return [{**item, "link": self.link(record.project_id, item["task_id"])} for item in items]
 
-    def _address_for_people(self, project_id: int) -> str:
-        """Where a browser finds Label Studio: by the name it knows itself by, or else by the one we know.
+    def link(self, project_id: int, task_id: int | None = None) -> str:
+        """The address at which a person sees the project, or one of its tasks, in Label Studio.
+
+        By the name it knows itself by, or else by the one we know.
 
         Unless told its address it says `localhost`. That is right for a browser on its machine, and better than the
         bare name of a container that we reach it by.
         """
         own = str((self._registry.project_facts(project_id) or {}).get("hostname") or "").rstrip("/")
         reached_by = urlsplit(self._settings.label_studio_url).hostname or ""
-        if own and (urlsplit(own).hostname != "localhost" or "." not in reached_by):
-            return own
-        return self._settings.label_studio_url
+        is_usable = own and (urlsplit(own).hostname != "localhost" or "." not in reached_by)
+        page = f"{own if is_usable else self._settings.label_studio_url}/projects/{project_id}/data"
+        return page if task_id is None else f"{page}?task={task_id}"
 
     def _finetuning(self, project_id: int) -> dict[str, Any] | None:
         """How the fine-tuning of the backbone goes; None with TRAIN=head."""
@@ -150,17 +151,6 @@ class StatusReader:
             "labels_used": record.labels_used if record else None,
             "note": self._ask(lambda: self._jobs.note(0, FINETUNING_OBSTACLE)) or note,
             "error": record.error if record else None,
-        }
-
-    @staticmethod
-    def _embedding(progress: Progress | None) -> dict[str, Any] | None:
-        if progress is None:
-            return None
-        return {
-            "done": progress.done,
-            "total": progress.total,
-            "images_per_s": progress.images_per_s,
-            "seconds_left": progress.seconds_left,
         }
 
     @staticmethod
@@ -186,3 +176,15 @@ class StatusReader:
             return question()
         except RedisUnavailableError:
             return None
+
+
+def progress_as_json(progress: Progress | None) -> dict[str, Any] | None:
+    """How far embedding is, as the status tells it."""
+    if progress is None:
+        return None
+    return {
+        "done": progress.done,
+        "total": progress.total,
+        "images_per_s": progress.images_per_s,
+        "seconds_left": progress.seconds_left,
+    }

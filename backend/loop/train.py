@@ -166,6 +166,7 @@ class Trainer:
             head_of=head_of,
             labels_given=len(labeled),
             embeddings_digest=table.digest,
+            last_answer_at=inputs.last_answer_at,
             release=__version__,
         )
         last = previous or self._registry.newest_record(project_id)

@@ -183,6 +183,11 @@ class FakeLabelStudio:
         later = sorted(known for known in self._find(project_id).tasks if known > task_id)
         return [self._task(project_id, known, fields) for known in later[: embed.TASKS_PER_PAGE]]
 
+    def task(self, project_id: int, image_field: str, task_id: int) -> Task | None:
+        self._ask("task")
+        assert image_field == "image"
+        return self._task(project_id, task_id, ()) if task_id in self._find(project_id).tasks else None
+
     def annotated_tasks(self, project_id: int, image_field: str, *, fields: Sequence[str] = ()) -> list[AnnotatedTask]:
         self._ask("annotated_tasks")
         assert image_field == "image"

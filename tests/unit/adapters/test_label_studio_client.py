@@ -223,6 +223,18 @@ def test_an_empty_project_takes_one_request(server: Server, client: LabelStudioC
     assert len(server.seen) == 1
 
 
+def test_one_task_is_asked_for_among_those_of_its_project(server: Server, client: LabelStudioClient) -> None:
+    """By a filter on its id, so that a task of another project is none, and its reference is not resolved."""
+    server.always(200, {"tasks": [{"id": 17, "data": {"image": "s3://bucket/17.jpg"}}], "total": 1})
+    assert client.task(7, "image", 17) == Task(17, "s3://bucket/17.jpg")
+    (request,) = server.seen
+    assert (request.path, request.query["project"], request.query["resolve_uri"]) == ("/api/tasks/", "7", "false")
+    (item,) = json.loads(request.query["query"])["filters"]["items"]
+    assert item == {"filter": "filter:tasks:id", "operator": "equal", "type": "Number", "value": 17}
+    server.always(200, {"tasks": [], "total": 0})
+    assert client.task(7, "image", 18) is None
+
+
 def test_tasks_deleted_while_reading_end_the_reading(
     server: Server, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

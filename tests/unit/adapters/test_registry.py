@@ -361,6 +361,15 @@ def test_a_project_is_registered_once(registry: Registry) -> None:
     assert registry.known_projects() == [3]
 
 
+def test_the_title_is_kept_until_another_is_told(registry: Registry) -> None:
+    """/setup does not know it; a new title is no news, for nothing is made from it."""
+    assert registry.register(3, 100, CONFIG, title="Animals")
+    assert not registry.register(3, 100, CONFIG, hostname="http://labels.example")
+    assert (registry.project_facts(3) or {})["title"] == "Animals"
+    assert not registry.register(3, 100, CONFIG, title="Beasts")
+    assert (registry.project_facts(3) or {})["title"] == "Beasts"
+
+
 def test_an_id_given_to_a_newer_project_starts_afresh(registry: Registry, tmp_path: Path) -> None:
     """Label Studio's database was made anew: project 3 is another one, and sees nothing of the old one's versions."""
     registry.register(3, 100, CONFIG)

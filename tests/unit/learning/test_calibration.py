@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backend.learning.calibration import expected_calibration_error, fit_temperature, log_loss
+from backend.learning.calibration import (
+    ReliabilityBin,
+    expected_calibration_error,
+    fit_temperature,
+    log_loss,
+    reliability_bins,
+)
 
 
 def drawn(n_rows: int, temperature: float, *, seed: int = 0):
@@ -45,3 +51,15 @@ def test_calibration_error_by_hand():
 def test_certainty_falls_into_the_last_bin():
     """Confidence 1, right and wrong by halves."""
     assert expected_calibration_error([[1.0, 0.0], [1.0, 0.0]], [0, 1]) == pytest.approx(0.5)
+
+
+def test_reliability_bins_by_hand():
+    """Confidences 0.5, 0.75 and 0.75: the first right, of the others one; empty bins are left out."""
+    bins = reliability_bins([[0.5, 0.5], [0.75, 0.25], [0.25, 0.75]], [0, 0, 0])
+    assert bins == [ReliabilityBin(0.5, 1.0, 1), ReliabilityBin(0.75, 0.5, 2)]
+    assert reliability_bins(np.empty((0, 2)), []) == []
+
+
+def test_a_class_without_a_column_is_never_right():
+    """A validation label that no training label has: -1."""
+    assert reliability_bins([[0.0, 1.0]], [-1]) == [ReliabilityBin(1.0, 0.0, 1)]
