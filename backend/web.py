@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from backend import access
 from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, json_object, tasks_of, text_of
 from backend.choices import parse_labeling_config
+from backend.dashboard_pages import add_dashboard_pages
 from backend.errors import (
     BackendError,
     BadRequestError,
@@ -235,7 +236,7 @@ def _add_api(app: Flask, services: Services) -> None:
     def openapi() -> Response:
         return jsonify(description(services.settings))
 
-    app.add_url_rule("/", view_func=index)
+    add_dashboard_pages(app, known_projects=services.status.known_projects, index=index)
     app.add_url_rule("/api/projects/<int:project_id>/status", view_func=status)
     app.add_url_rule("/metrics", view_func=metrics)
     app.add_url_rule("/ready", view_func=ready)
@@ -315,7 +316,8 @@ def _fail(exc: Exception) -> Response:
 
 
 def _finish(answer: Response) -> Response:
-    answer.headers.update(HEADERS)
+    for name, text in HEADERS.items():
+        answer.headers.setdefault(name, text)  # a page for people says itself what it may load and keep
     took = time.monotonic() - g.get("started", time.monotonic())
     logger.debug(
         "answered method=%s path=%s status=%d took=%.3fs", request.method, request.path, answer.status_code, took
