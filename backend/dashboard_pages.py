@@ -140,7 +140,7 @@ def add_dashboard_pages(
         answer = Response(content_type=found.content_type)
         answer.headers["Vary"] = "Accept-Encoding"
         answer.headers["Cache-Control"] = KEPT if version == assets.version else "no-cache"
-        if found.packed and "gzip" in request.accept_encodings:
+        if found.packed and request.accept_encodings.quality("gzip") > 0:
             answer.set_data(found.packed)
             answer.headers["Content-Encoding"] = "gzip"
             answer.set_etag(f"{found.etag}-gzip")

@@ -107,7 +107,7 @@ export async function curve(part, { curve: { target, points, random, random_note
           Plot.areaY(random.filter((point) => point.interval), { x: "labels_used", y1: (point) => point.interval[0], y2: (point) => point.interval[1], fill: "var(--muted)", fillOpacity: 0.1 }),
           Plot.lineY(random, { ...at, stroke: "var(--muted)", strokeDasharray: "3 4", strokeWidth: 1.5, curve: "monotone-x" }),
           target ? Plot.ruleY([target], { stroke: "var(--target)", strokeWidth: 1.5, strokeDasharray: "8 4" }) : null,
-          target ? Plot.text([target], { y: (share) => share, frameAnchor: "left", text: (share) => `target ${percent(share)}`, dx: 4, dy: -7, textAnchor: "start", fill: "var(--target)" }) : null,
+          target ? Plot.text([target], { y: (share) => share, frameAnchor: "left", text: (share) => `target ${percent(share)}`, dx: 4, dy: -10, textAnchor: "start", fill: "var(--target)" }) : null,
           kinds.map((kind) => [
             Plot.lineY(drawn.filter((point) => point.kind === kind), { ...at, stroke: colour(kind), strokeWidth: 2, curve: "monotone-x" }),
             Plot.dot(drawn.filter((point) => point.kind === kind), { ...at, r: drawn.length > 60 ? 1.5 : 3, fill: colour(kind) }),
@@ -189,7 +189,7 @@ export async function confusion(part, { confusion: matrix }) {
         className: CLASS, width, height: Math.min(side, 44) * labels.length + (isNamed ? 64 : 40), marginLeft: left, marginTop: 22, marginBottom: isNamed ? 42 : 18, marginRight: 8,
         x: { ...axis, tickRotate: side < 60 ? -35 : 0 }, y: axis,
         marks: [
-          Plot.cell(cells, { x: "predicted", y: "given", fill: (cell) => (cell.isRight ? "var(--right)" : "var(--wrong)"), fillOpacity: (cell) => (cell.n ? 0.12 + 0.73 * cell.share : 0.04), rx: 3 }),
+          Plot.cell(cells, { x: "predicted", y: "given", fill: (cell) => (!cell.n ? "var(--muted)" : cell.isRight ? "var(--right)" : "var(--wrong)"), fillOpacity: (cell) => (cell.n ? 0.1 + 0.75 * cell.share : 0.05), rx: 3 }),
           side >= 20 ? Plot.text(cells.filter((cell) => cell.n), { x: "predicted", y: "given", text: (cell) => count(cell.n), fill: (cell) => (cell.share > 0.55 ? "var(--on-strong)" : "var(--ink)") }) : null,
           Plot.text(["predicted →"], { frameAnchor: "top-left", dy: -18, text: (text) => text, textAnchor: "start", fill: "var(--muted)" }),
           Plot.tip(cells, Plot.pointer({ x: "predicted", y: "given", title: (cell) => `labeled ${cell.given}, predicted ${cell.predicted}\n${counted(cell.n, "time")}, ${percent(cell.share)} of ${cell.given}` })),

@@ -61,18 +61,14 @@ function versionNote(status) {
   return status.head_of ? `goes by ${shortVersion(status.head_of)} · ${made}` : made;
 }
 
-const VERDICTS = { true: ["stop", "You may stop"], false: ["go-on", "Go on labeling"], null: ["unknown", "Too early to say"] };
+const VERDICTS = { true: "stop", false: "go-on", null: "unknown" };
 
 export function suggestion({ status }) {
   const forecast = status.forecast;
   if (!forecast) return null;
-  const [kind, title] = VERDICTS[String(forecast.stop ?? null)];
-  const gain = forecast.expected_gain !== null && forecast.expected_gain !== undefined
-    ? `The next ${counted(forecast.horizon, "label")} would bring about ${(forecast.expected_gain * 100).toFixed(1)} percentage points` +
-      (forecast.gain_at_most !== null && forecast.gain_at_most !== undefined ? `, at most ${(forecast.gain_at_most * 100).toFixed(1)}.` : ".")
-    : null;
-  return h("div", { class: `suggestion ${kind}` },
-    h("p", {}, h("strong", {}, `${title}. `), capital(sentence(forecast.suggestion || forecast.reason || "")), gain && ` ${gain}`),
+  const [first, ...rest] = sentence(capital(forecast.suggestion || forecast.reason || "Too early to say.")).split(/(?<=[:.]) /);
+  return h("div", { class: `suggestion ${VERDICTS[String(forecast.stop ?? null)] || "unknown"}` },
+    h("p", {}, h("strong", {}, first), rest.length ? ` ${rest.join(" ")}` : null),
     forecast.basis && h("p", { class: "basis" }, `Basis: ${sentence(forecast.basis)}`));
 }
 
@@ -93,6 +89,7 @@ export function now({ status }) {
   const fine = status.finetuning;
   if (fine) steps.push(step(fine.error ? "failed" : fine.state === "idle" ? "done" : "busy", "Fine-tuning the network", h("p", {}, sentence(capital(fine.error || fine.note || fine.state)))));
   if (status.shards_to_search) steps.push(step("busy", `Searching ${counted(status.shards_to_search, "shard")} for the next images`));
+  if (status.n_workers) steps.push(step("done", status.n_workers === 1 ? "One worker is ready" : `${count(status.n_workers)} workers are ready`));
   const troubles = [...troublesOf(status)];
   return [
     h("ul", { class: "steps", "data-key": "steps" }, steps),
@@ -104,7 +101,7 @@ function embeddingStep(status) {
   const embedding = status.embedding;
   const broken = status.image_failures ? failuresOf(status.image_failures) : null;
   if (!embedding) return step(status.model_version ? "done" : "waiting", status.model_version ? "Images embedded" : "Images not embedded yet",
-    h("p", {}, status.model_version ? "New images are taken in by themselves." : "It begins as soon as a worker has time; start one with `make worker` if none runs."), broken);
+    h("p", {}, status.model_version ? "New images are taken in by themselves." : "It begins as soon as a worker has time; start one with “make worker” if none runs."), broken);
   if (embedding.done >= embedding.total) return step("done", `All ${counted(embedding.total, "image")} embedded`, broken);
   const rate = embedding.images_per_s ? `${embedding.images_per_s >= 10 ? Math.round(embedding.images_per_s) : embedding.images_per_s.toFixed(1)} images/s` : "rate not known yet";
   const left = embedding.seconds_left !== null && embedding.seconds_left !== undefined ? `, about ${duration(embedding.seconds_left)} left` : "";

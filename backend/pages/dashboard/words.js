@@ -8,7 +8,7 @@ export const count = (n) => NUMBER.format(n);
 export const counted = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
 /** 0..1 as "91 %"; with `digits` "91.3 %". */
-export const percent = (share, digits = 0) => `${(share * 100).toFixed(digits)} %`;
+export const percent = (share, digits = 0) => `${(share * 100).toFixed(digits)}\u00a0%`;
 
 /** 75 → "1 min 15 s". */
 export function duration(seconds) {
