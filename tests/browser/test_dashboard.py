@@ -235,7 +235,7 @@ def pins(service: FakeService) -> list[str]:
 def test_a_version_is_used_only_after_it_was_confirmed(open_page: Callable[..., Page], service: FakeService) -> None:
     """No goes back to the button; Yes pins, and then one may go on with the labels."""
     page = open_page()
-    use = page.get_by_role("button", name="Use version v0238")
+    use = page.get_by_role("button", name="Use this version: v0238")
     use.click()
     expect(page.get_by_role("button", name="Yes")).to_be_focused()
     page.get_by_role("button", name="No").click()
@@ -255,7 +255,7 @@ def test_why_a_version_cannot_be_used_is_said(open_page: Callable[..., Page], se
     """In the service's own words."""
     service.pin_refusal = "version v0238 knows other labels; use one made since the labels changed"
     page = open_page(expected="409")
-    page.get_by_role("button", name="Use version v0238").click()
+    page.get_by_role("button", name="Use this version: v0238").click()
     page.get_by_role("button", name="Yes").click()
     expect(page.get_by_role("alert")).to_have_text(service.pin_refusal)
 
@@ -346,7 +346,7 @@ def test_axe_finds_nothing_serious(
     if make is full_board:
         bring_up_map(page)
         page.locator("#map summary").click()
-        page.get_by_role("button", name="Use version v0238").click()
+        page.get_by_role("button", name="Use this version: v0238").click()
     page.wait_for_timeout(300)
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run().then(result => result.violations)")

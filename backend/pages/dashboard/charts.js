@@ -33,7 +33,7 @@ async function show(part, { caption, legend = null, draw, columns, rows }) {
   patch(part, h("figure", { class: "chart-figure", "data-key": "figure" },
     h("div", { class: "slot", "data-own": true, "data-key": "slot" }), legend, h("figcaption", {}, caption)),
   h("details", { class: "as-table", "data-key": "table" }, h("summary", {}, "Show as table"),
-    h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": "Table" }, h("table", {},
+    h("div", { class: "scroll-x", tabindex: "0", role: "region", "aria-label": `Table of ${part.id}` }, h("table", {},
       h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, column) =>
         column === 0 ? h("th", { scope: "row" }, String(cell)) : h("td", { class: "number" }, String(cell))))))))));
@@ -44,6 +44,8 @@ async function show(part, { caption, legend = null, draw, columns, rows }) {
     const chart = draw(part.drawnAt);
     chart.setAttribute("role", "img");
     chart.setAttribute("aria-label", typeof caption === "string" ? caption : caption.textContent);
+    // It is one picture: what Plot says of its marks would be said of groups, which have no names.
+    for (const group of chart.querySelectorAll("g")) for (const name of ["aria-label", "aria-description"]) group.removeAttribute(name);
     slot.replaceChildren(chart);
   };
   part.redraw = redraw;

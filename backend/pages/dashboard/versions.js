@@ -17,7 +17,7 @@ export function versions({ versions: items, status }, choice) {
       choice.version === "newest" ? confirmation("Go on with all labels?", choice) : button("release", "newest", "Go on with the labels", "button primary")) : null,
     choice.error ? h("p", { class: "problem", role: "alert", "data-key": "problem" }, choice.error) : null,
     choice.done ? h("p", { class: "good", role: "status", "data-key": "done" }, choice.done) : null,
-    h("div", { class: "scroll-x", "data-key": "table", tabindex: "0", role: "region", "aria-label": "Versions" }, h("table", {},
+    h("div", { class: "scroll-x", "data-key": "table", tabindex: "0", role: "region", "aria-label": "Table of versions" }, h("table", {},
       h("thead", {}, h("tr", {}, ["Version", "Made", "Labels", "Accuracy", ""].map((name) => h("th", { scope: "col" }, name || h("span", { class: "unseen" }, "Use"))))),
       h("tbody", {}, shown.map((item) => row(item, status, choice))))),
     items.length > MOST ? h("p", { "data-key": "all" }, button("all", "", choice.all ? "Show fewer" : `Show all ${count(items.length)}`, "button")) : null,
@@ -36,7 +36,7 @@ function row(item, status, choice) {
       item.accuracy_kind && h("span", { class: "quiet small" }, ` ${item.accuracy_kind}`)),
     h("td", { class: "actions" }, item.error || isPinned || item.kind === "seed" ? null
       : choice.version === item.version ? confirmation(`Use ${shortVersion(item.version)} from now on?`, choice)
-        : button("use", item.version, "Use this version", "button", `Use version ${shortVersion(item.version)}`)));
+        : button("use", item.version, "Use this version", "button", `Use this version: ${shortVersion(item.version)}`)));
 }
 
 const button = (action, version, text, className, label = null) =>
