@@ -219,7 +219,7 @@ export async function calibration(part, { calibration: found }) {
     draw: (width) => {
       const { Plot } = window;
       const domain = [Math.min(0.9, ...bins.map((bin) => Math.floor(Math.min(bin.confidence, bin.accuracy) * 10) / 10)), 1];
-      const axis = { domain, grid: true, ticks: 5, tickFormat: (share) => percent(share) };
+      const axis = { domain, grid: true, ticks: 4, tickFormat: (share) => percent(share) };
       return Plot.plot({
         className: CLASS, width, height: Math.min(300, Math.max(220, width * 0.75)), marginLeft: 44, marginRight: 14, marginBottom: 36, marginTop: 22,
         x: { ...axis, label: "Confidence" }, y: { ...axis, label: "Right" }, r: { range: [2.5, 11], domain: [0, Math.max(...bins.map((bin) => bin.n))] },

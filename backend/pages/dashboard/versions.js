@@ -18,7 +18,7 @@ export function versions({ versions: items, status }, choice) {
     choice.error ? h("p", { class: "problem", role: "alert", "data-key": "problem" }, choice.error) : null,
     choice.done ? h("p", { class: "good", role: "status", "data-key": "done" }, choice.done) : null,
     h("div", { class: "scroll-x", "data-key": "table", tabindex: "0", role: "region", "aria-label": "Table of versions" }, h("table", {},
-      h("thead", {}, h("tr", {}, ["Version", "Made", "Labels", "Accuracy", ""].map((name) => h("th", { scope: "col" }, name || h("span", { class: "unseen" }, "Use"))))),
+      h("thead", {}, h("tr", {}, ["Version", "Made", "Labels", "Accuracy", ""].map((name) => h("th", { scope: "col", class: name === "Made" ? "roomy" : null }, name || h("span", { class: "unseen" }, "Use"))))),
       h("tbody", {}, shown.map((item) => row(item, status, choice))))),
     items.length > MOST ? h("p", { "data-key": "all" }, button("all", "", choice.all ? "Show fewer" : `Show all ${count(items.length)}`, "button")) : null,
   ];
@@ -30,7 +30,7 @@ function row(item, status, choice) {
   return h("tr", { "data-key": item.version, class: isPublished ? "current" : null },
     h("th", { scope: "row", title: item.version }, shortVersion(item.version), " ",
       isPublished && h("span", { class: "tag typical" }, "published"), isPinned && h("span", { class: "tag uncertain" }, "stays")),
-    h("td", {}, item.created_at ? clock(item.created_at) : "", item.error && h("span", { class: "problem" }, item.error)),
+    h("td", { class: item.error ? null : "roomy" }, item.created_at ? clock(item.created_at) : "", item.error && h("span", { class: "problem" }, item.error)),
     h("td", { class: "number" }, item.labels_used === undefined ? "" : count(item.labels_used)),
     h("td", { class: "number" }, item.accuracy === null || item.accuracy === undefined ? "–" : percent(item.accuracy, 1),
       item.accuracy_kind && h("span", { class: "quiet small" }, ` ${item.accuracy_kind}`)),
