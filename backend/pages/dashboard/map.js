@@ -10,6 +10,7 @@ const NONE = 65535;
 const MOST_IN_TABLE = 100;
 const MOST_IN_LEGEND = 24;
 const REACH_PX = 14;
+const REST_MS = 120; // a mouse on its way across asks for no pictures
 const MODES = { label: "Label", prediction: "Prediction", uncertainty: "Uncertainty", queue: "Queue place" };
 
 /** The points of the answer to /map, each field an array over the same bytes. Throws where it is none. */
@@ -42,6 +43,7 @@ export function showMap(part, project, firstBoard) {
   let only = new Set(); // classes that are shown alone
   let transform = d3.zoomIdentity;
   let hovered = -1;
+  let resting = null;
 
   const canvas = h("canvas", { tabindex: "0", role: "application", "aria-label": "Map of all images", "aria-describedby": "map-help" });
   const ring = h("span", { class: "ring", hidden: true });
@@ -143,14 +145,14 @@ export function showMap(part, project, firstBoard) {
   const css = (name) => getComputedStyle(stage).getPropertyValue(name).trim();
   const rgb = (text) => {
     const colour = d3.rgb(text);
-    return [colour.r, colour.g, colour.b];
+    return (Math.round(colour.b) << 16) | (Math.round(colour.g) << 8) | Math.round(colour.r);
   };
   const classColour = (index) => (points.classes.length <= 10 ? css(`--c${index}`) : d3.hsl((index * 137.5) % 360, 0.62, index % 2 ? 0.46 : 0.6).formatRgb());
 
   function recolour() {
     if (!points) return;
     const { n } = points;
-    const rgba = new Uint8Array(4 * n);
+    const looks = new Uint32Array(n); // alpha, blue, green, red, from the highest byte on
     const sizes = new Float32Array(n);
     const rank = new Uint8Array(n); // what is painted later lies above
     const palette = points.classes.map((_, index) => rgb(classColour(index)));
@@ -166,13 +168,12 @@ export function showMap(part, project, firstBoard) {
       else if (mode === "queue" && points.place[i] !== NONE) [colour, alpha, rank[i]] = [first, 255, 3];
       if (only.size && !only.has(owner)) [alpha, rank[i]] = [18, 0];
       sizes[i] = mode === "queue" && points.place[i] !== NONE ? 1.9 : mode === "label" && owner !== NONE ? 1.5 : 1;
-      rgba.set(colour, 4 * i);
-      rgba[4 * i + 3] = alpha;
+      looks[i] = (alpha << 24) | colour;
     }
     const order = new Uint32Array(n);
     let at = 0;
     for (let r = 0; r < 4; r++) for (let i = 0; i < n; i++) if (rank[i] === r) order[at++] = i;
-    painter.colour(rgba, sizes, order);
+    painter.colour(new Uint8Array(looks.buffer), sizes, order);
     repaint();
     tellLegend();
   }
@@ -224,6 +225,7 @@ export function showMap(part, project, firstBoard) {
   function hover(i, withLink = false) {
     if (i === hovered && !withLink) return;
     hovered = i;
+    clearTimeout(resting);
     tip.hidden = ring.hidden = i < 0;
     stage.classList.toggle("on-point", i >= 0);
     if (i < 0) return;
@@ -231,7 +233,9 @@ export function showMap(part, project, firstBoard) {
     const [label, prediction] = [nameOf(points.label[i]), nameOf(points.prediction[i])];
     const place = points.place[i];
     tip.classList.toggle("with-link", withLink);
-    tip.replaceChildren(thumbnail(`/api/projects/${project}/tasks/${taskId}/thumbnail`, taskId, { loading: "eager" }),
+    const picture = h("span", { class: "thumb" });
+    resting = setTimeout(() => picture.replaceWith(thumbnail(`/api/projects/${project}/tasks/${taskId}/thumbnail`, taskId, { loading: "eager" })), REST_MS);
+    tip.replaceChildren(picture,
       h("span", { class: "tip-text" }, h("b", {}, `Task ${taskId}`), h("span", {}, label ? `labeled ${label}` : "no label yet"),
         prediction && h("span", {}, `predicted ${prediction}, uncertainty ${percent(points.uncertainty[i] / 255)}`),
         place !== NONE && h("span", {}, place === 1 ? "next to label" : `place ${count(place)} in the queue`),

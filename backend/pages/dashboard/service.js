@@ -34,46 +34,55 @@ export async function ask(path, options = {}) {
 export const askJson = async (path) => (await ask(path)).json();
 
 /**
- * Calls `onChange(what)` whenever the project changes: by its events, and while there are none every five seconds.
- * `onMode("live" | "asking")` says which of the two it is.
+ * Calls `onChange()` whenever the project changes: by its events, and while there are none every five seconds.
+ * `onMode("live" | "asking")` says which of the two it is. A page that nobody sees leaves its place to others.
  */
 export function follow(project, { onChange, onMode }) {
   let source = null;
-  let timer = null;
+  let asking = null;
+  let again = null;
   let mode = "";
 
   const set = (to) => {
-    if (mode === to) return;
+    if (mode !== to) onMode(to);
     mode = to;
-    onMode(to);
   };
   const askRegularly = () => {
     set("asking");
-    timer ??= setInterval(() => onChange(null), ASK_AGAIN_MS);
+    asking ??= setInterval(onChange, ASK_AGAIN_MS);
+  };
+  const stop = () => {
+    source?.close();
+    source = null;
+    clearInterval(asking);
+    asking = null;
+    clearTimeout(again);
   };
   const listen = () => {
-    source = new EventSource(`/api/projects/${project}/events`);
-    source.addEventListener("open", () => {
-      clearInterval(timer);
-      timer = null;
+    source?.close();
+    const mine = (source = new EventSource(`/api/projects/${project}/events`));
+    mine.addEventListener("open", () => {
+      clearInterval(asking);
+      asking = null;
       set("live");
     });
-    source.addEventListener("changed", (event) => {
-      let what = null;
-      try {
-        what = JSON.parse(event.data);
-      } catch {
-        // Something changed, whatever it is.
+    mine.addEventListener("changed", () => onChange());
+    mine.addEventListener("error", () => {
+      if (mine.readyState === EventSource.CLOSED) {
+        // Refused: the browser does not try again by itself.
+        again = setTimeout(listen, LISTEN_AGAIN_MS);
+        askRegularly();
+        return;
       }
-      onChange(what);
-    });
-    source.addEventListener("error", () => {
-      // The browser connects again by itself after an end or a fault, but not after a refusal.
-      const isOver = source.readyState === EventSource.CLOSED;
-      if (isOver) setTimeout(listen, LISTEN_AGAIN_MS);
-      setTimeout(() => source.readyState !== EventSource.OPEN && askRegularly(), isOver ? 0 : ASK_AGAIN_MS);
+      // It does after an end or a fault; if that takes long, something is wrong.
+      setTimeout(() => source === mine && mine.readyState !== EventSource.OPEN && askRegularly(), ASK_AGAIN_MS);
     });
   };
-  listen();
-  document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && onChange(null));
+  document.addEventListener("visibilitychange", () => {
+    stop();
+    if (document.visibilityState === "hidden") return;
+    listen();
+    onChange();
+  });
+  if (document.visibilityState !== "hidden") listen();
 }
