@@ -12,7 +12,7 @@ RUN_DIR ?= .run
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo web worker connect doctor status suspects disagreements models test faults fuzz lint bench \
-  bench-selection lock compose-test clean
+  bench-selection lock vendor compose-test clean
 
 help:  ## what there is
 	@grep -E '^[a-z -]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 26
@@ -97,6 +97,9 @@ lock: install  ## compile the requirement files anew; torch pins its CUDA packag
 	$(COMPILE) $(CUDA) pyproject.toml --extra onnxruntime --extra s3 --extra dev -c requirements.txt -o requirements-dev.txt
 	$(COMPILE) $(CUDA) pyproject.toml --extra onnxruntime --extra s3 --extra bench -c requirements.txt -o requirements-bench.txt
 	$(COMPILE) requirements-label-studio.in -o requirements-label-studio.txt
+
+vendor: install  ## the libraries of the pages and their tests anew from npm, checked by sha512
+	$(BIN)/python scripts/vendor.py
 
 clean:  ## remove what the demo and the tests keep (not the virtual environments)
 	rm -rf .run .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -26,8 +26,9 @@ REFUSAL = "wrong or missing credentials; give BACKEND_USER and BACKEND_PASSWORD 
 def may_enter(request: Request, settings: Settings, webhook_secret: str) -> bool:
     """Whether the request may be answered, judged before anything of its body is read.
 
-    Basic auth opens everything. The webhook's secret opens the webhook alone, API_TOKEN the status pages alone. Probes
-    may ask without credentials; wrong ones are refused there as well, so that who connects learns of it.
+    Basic auth opens everything. The webhook's secret opens the webhook alone, API_TOKEN the status pages alone, as a
+    Bearer token or, for browsers, as the password of any user. Probes may ask without credentials; wrong ones are
+    refused there as well, so that who connects learns of it.
     Without BACKEND_PASSWORD everybody may enter, but for the status pages if there is an API_TOKEN.
     """
     password = settings.backend_password
@@ -46,7 +47,9 @@ def may_enter(request: Request, settings: Settings, webhook_secret: str) -> bool
     if given.type == "basic":
         right_user = _same(given.username or "", settings.backend_user)
         right_password = _same(given.password or "", password)
-        return right_user and right_password
+        # A browser sends what it is told as Basic auth only; what the token opens, it then opens to people as well.
+        right_token = is_page and _same(given.password or "", settings.api_token)
+        return (right_user and right_password) or right_token
     return False
 
 
@@ -84,7 +87,7 @@ def is_loopback(bind: str) -> bool:
 
 
 def _is_page(path: str) -> bool:
-    return path in ("/", "/metrics", "/ready") or path.startswith("/api/")
+    return path in ("/", "/metrics", "/ready") or path.startswith(("/api/", "/projects/", "/assets/"))
 
 
 def _authorization(request: Request) -> Authorization | None:

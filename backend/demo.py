@@ -106,7 +106,7 @@ class Demo:
                 self._console.print(f"\nready after {time.monotonic() - started:.0f} s\n")
                 self._console.print(f"  label here   {facts['label_studio_url']}/projects/{facts['project_id']}/data")
                 self._console.print(f"  log in as    {facts['email']}   password {facts['password']}")
-                self._console.print(f"  status       {facts['dashboard_url']}")
+                self._console.print(f"  dashboard    {facts['dashboard_url']}")
                 self._console.print(
                     f"               user {facts['backend_user']}   password {facts['backend_password']}"
                 )
@@ -194,7 +194,7 @@ class Demo:
             "backend_url": backend_url,
             "backend_user": base.backend_user,
             "backend_password": keys["backend_password"],
-            "dashboard_url": f"{backend_url}/api/projects/{project_id}/status",
+            "dashboard_url": f"{backend_url}/projects/{project_id}",
         }
         _write_private(self._run_dir / "demo.json", json.dumps(facts, indent=2))
         return facts

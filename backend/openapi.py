@@ -49,6 +49,7 @@ _OF_A_PROJECT: Schema = {
     "required": True,
     "schema": {"type": "integer", "minimum": 0},
 }
+_UNCHANGED: Schema = {"description": "Still as the ETag says that was given."}
 _JOB: Schema = {"type": "string", "maxLength": MAX_NAME_CHARS}
 
 
@@ -179,9 +180,33 @@ def _paths(settings: Settings) -> dict[str, Any]:
         },
         "/": {
             "get": _operation(
-                "Which projects there are.",
-                {200: _json("Where to look.", _object({"service": _TEXT, "projects": {"type": "object"}}, "projects"))},
+                "Which projects there are: as JSON, or as a page for who accepts text/html before that.",
+                {200: _start(), 302: {"description": "To the page of the only project."}, 304: _UNCHANGED},
                 errors=(401, 503),
+                security=PAGE,
+            )
+        },
+        "/projects/{project_id}": {
+            "get": _operation(
+                "The dashboard of a project.",
+                {
+                    200: _file("The page.", "text/html"),
+                    304: _UNCHANGED,
+                    404: _file("A page that says that there is no such project.", "text/html", "application/json"),
+                },
+                parameters=[_OF_A_PROJECT],
+                errors=(401, 503),
+                security=PAGE,
+            )
+        },
+        "/assets/{version}/{name}": {
+            "get": _operation(
+                "What the pages are made of.",
+                {200: _file("The file.", "text/javascript", "text/css", "image/svg+xml"), 304: _UNCHANGED},
+                parameters=[
+                    {"in": "path", "name": name, "required": True, "schema": _TEXT} for name in ("version", "name")
+                ],
+                errors=(401, 404),
                 security=PAGE,
             )
         },
@@ -285,6 +310,11 @@ def _paths(settings: Settings) -> dict[str, Any]:
             )
         },
     }
+
+
+def _start() -> Schema:
+    answer = _json("Where to look.", _object({"service": _TEXT, "projects": {"type": "object"}}, "projects"))
+    return {**answer, "content": {**answer["content"], "text/html": {"schema": _TEXT}}}
 
 
 def _task() -> Schema:
@@ -409,6 +439,10 @@ def _operation(
 
 def _parameter(place: str, name: str, schema: Schema, *, required: bool = False) -> Schema:
     return {"in": place, "name": name, "required": required, "schema": schema}
+
+
+def _file(text: str, *content_types: str) -> Schema:
+    return {"description": text, "content": {content_type: {} for content_type in content_types}}
 
 
 def _json(text: str, schema: Schema) -> Schema:

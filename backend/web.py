@@ -17,6 +17,7 @@ from backend import access
 from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, json_object, tasks_of, text_of
 from backend.choices import parse_labeling_config
 from backend.dashboard import add_dashboard
+from backend.dashboard_pages import add_dashboard_pages
 from backend.errors import (
     BackendError,
     BadRequestError,
@@ -243,7 +244,7 @@ def _add_api(app: Flask, services: Services) -> None:
     def openapi() -> Response:
         return jsonify(description(services.settings))
 
-    app.add_url_rule("/", view_func=index)
+    add_dashboard_pages(app, known_projects=services.status.known_projects, index=index)
     app.add_url_rule("/api/projects/<int:project_id>/status", view_func=status)
     app.add_url_rule("/metrics", view_func=metrics)
     app.add_url_rule("/ready", view_func=ready)
@@ -324,7 +325,11 @@ def _fail(exc: Exception) -> Response:
 
 def _finish(answer: Response) -> Response:
     for name, text in HEADERS.items():
+<<<<<<< HEAD
         answer.headers.setdefault(name, text)  # a route may say otherwise
+=======
+        answer.headers.setdefault(name, text)  # a page for people says itself what it may load and keep
+>>>>>>> i6-page
     took = time.monotonic() - g.get("started", time.monotonic())
     logger.debug(
         "answered method=%s path=%s status=%d took=%.3fs", request.method, request.path, answer.status_code, took

@@ -27,6 +27,8 @@ PAGES = (
     "/api/projects/3/tasks/1/thumbnail",
     "/api/projects/3/versions",
     f"/api/projects/3/versions/{VERSION}",
+    "/projects/3",
+    "/assets/x/dashboard/style.css",
 )
 TOKEN = "t0k-for-pages"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -60,6 +62,16 @@ def test_the_token_opens_the_status_pages(with_token: World, path: str) -> None:
         assert "API_TOKEN" in sentence_of(answer)
         assert TOKEN not in answer.text
     assert client.post(path, headers=BEARER).status_code == 401
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_browser_may_give_the_token_as_password(with_token: World, path: str) -> None:
+    """It has no other way to; of any user, and for what the token opens only."""
+    client = client_of(with_token, credentials=False)
+    assert client.get(path, headers=basic("anybody", TOKEN)).status_code in (200, 503)
+    assert client.get(path, headers=basic("anybody", "wrong")).status_code == 401
+    pin = client.post("/api/projects/3/pin", json={"version": VERSION}, headers=basic("anybody", TOKEN))
+    assert pin.status_code == 401
 
 
 def test_the_token_opens_nothing_else(with_token: World) -> None:

@@ -48,7 +48,7 @@ def test_it_names_every_route_and_no_other(world: World) -> None:
     """Flask's own table of routes is the truth; HEAD and OPTIONS come by themselves."""
     rules = create_app(world.services).url_map.iter_rules()
     routes = {
-        (re.sub("<(?:int:)?(.*?)>", r"{\1}", rule.rule), method.lower())
+        (re.sub(r"<(?:\w+:)?(.*?)>", r"{\1}", rule.rule), method.lower())
         for rule in rules
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }

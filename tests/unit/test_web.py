@@ -110,6 +110,8 @@ ROUTES = [
     ("GET", f"/api/projects/3/versions/{VERSION}"),
     ("POST", "/api/projects/3/pin"),
     ("DELETE", "/api/projects/3/pin"),
+    ("GET", "/projects/3"),
+    ("GET", "/assets/x/dashboard/style.css"),
     ("GET", "/no-such-page"),
 ]
 

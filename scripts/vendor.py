@@ -1,0 +1,94 @@
+"""Fetches the libraries that the pages use from npm, as released, and checks that they are what they were.
+
+`make vendor` runs it, and needs npm; the service and its tests do not, for what it fetches is kept with the source.
+Another release: change name and version below, empty the integrity, run it, and put in what it says npm has.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on npm: which of its files go where, and npm's sha512 of the whole."""
+
+    name: str
+    version: str
+    integrity: str
+    folder: str
+    files: tuple[str, ...]
+
+
+PACKAGES = (
+    Package(
+        "d3",
+        "7.9.0",
+        "sha512-e1U46jVP+w7Iut8Jt8ri1YsPOvFpg46k+K8TpCb0P+zjCkjkPnV7WzfDJzMHy1LnA+wj5pLT1wjO901gLXeEhA==",
+        "backend/pages/vendor/d3",
+        ("dist/d3.min.js", "LICENSE"),
+    ),
+    Package(
+        "@observablehq/plot",
+        "0.6.17",
+        "sha512-/qaXP/7mc4MUS0s4cPPFASDRjtsWp85/TbfsciqDgU1HwYixbSbbytNuInD8AcTYC3xaxACgVX06agdfQy9W+g==",
+        "backend/pages/vendor/plot",
+        ("dist/plot.umd.min.js", "LICENSE"),
+    ),
+    # For tests alone.
+    Package(
+        "axe-core",
+        "4.14.1",
+        "sha512-FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
+        "tests/browser/vendor/axe-core",
+        ("axe.min.js", "LICENSE", "LICENSE-3RD-PARTY.txt"),
+    ),
+)
+
+
+def fetch(package: Package, folder: Path) -> Path:
+    """The packed package, once its sha512 is right; ends the program with a sentence if it is not."""
+    name = f"{package.name}@{package.version}"
+    done = subprocess.run(["npm", "pack", "--json", name], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: npm pack {name} failed: {done.stderr.strip()[-400:]}")
+    packed = folder / json.loads(done.stdout)[0]["filename"]
+    found = "sha512-" + base64.b64encode(hashlib.sha512(packed.read_bytes()).digest()).decode()
+    if found != package.integrity:
+        sys.exit(f"error: npm has {name} with {found}, expected {package.integrity or 'none'}; nothing was changed")
+    return packed
+
+
+def unpack(package: Package, packed: Path) -> None:
+    """Writes the files that are used."""
+    target = ROOT / package.folder
+    target.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(packed) as archive:
+        for name in package.files:
+            member = archive.extractfile(f"package/{name}")
+            if member is None:
+                sys.exit(f"error: {package.name} has no file {name}; look into the package and change {__file__}")
+            target.joinpath(Path(name).name).write_bytes(member.read())
+
+
+def main() -> None:
+    """Fetches all of them, then writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = [(package, fetch(package, Path(folder))) for package in PACKAGES]
+        for package, packed in fetched:
+            unpack(package, packed)
+            print(f"{package.name} {package.version} → {package.folder}")
+
+
+if __name__ == "__main__":
+    main()
