@@ -36,6 +36,7 @@ from backend.schema import UNTRAINED
 from backend.server import HEADERS, UNEXPECTED, serve_forever
 from backend.services import Services, load_modules
 from backend.telemetry import flush, flush_regularly, observe_requests
+from backend.web_map import add_map
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response as BaseResponse
@@ -78,6 +79,7 @@ def create_app(services: Services) -> Flask:
     _add_ml_protocol(app, services)
     _add_api(app, services)
     _add_versions(app, services)
+    add_map(app, services)
     return app
 
 

@@ -3,7 +3,8 @@
 The map is a t-SNE (van der Maaten and Hinton 2008, https://jmlr.org/papers/v9/vandermaaten08a.html) with the settings
 of Kobak and Berens 2019 (*The art of using t-SNE for single-cell transcriptomics*,
 https://doi.org/10.1038/s41467-019-13056-x): it begins at the first two principal components, which keeps the large
-picture and makes it reproducible, and learns at the rate n / exaggeration. It is computed by openTSNE, with the FFT-accelerated gradient of Linderman et al. 2019
+picture and makes it reproducible, and learns at the rate n / exaggeration. It is computed by openTSNE, from
+10,000 images on with the FFT-accelerated gradient of Linderman et al. 2019
 (https://doi.org/10.1038/s41592-018-0308-4), on the first `MAX_AXES` principal components of the features.
 
 Neighbors on the map were neighbors; distances between groups, their sizes and the axes mean nothing.
@@ -72,9 +73,9 @@ class Axes:
         rows = to_float32(embeddings)
         is_broken = ~np.isfinite(rows).all(axis=1)
         rows[is_broken] = 0
-        along: Coordinates = (self.space.features(rows) - self.mean) @ self.directions
+        along = (self.space.features(rows) - self.mean) @ self.directions
         along[is_broken] = 0
-        return along
+        return along.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,7 @@ def place(coordinates: Coordinates, references: Coordinates, positions: Position
     weights = 1 / np.maximum(np.take_along_axis(squared, together, axis=1), _SAME_POINT)
     weights /= weights.sum(axis=1, keepdims=True)
     placed = np.einsum("nk,nkd->nd", weights, np.take_along_axis(theirs, together[:, :, None], axis=1))
-    return np.clip(placed, -1, 1).astype(np.float32)
+    return np.asarray(np.clip(placed, -1, 1), dtype=np.float32)
 
 
 def nearest(
@@ -254,4 +255,4 @@ def _scaled(positions: NDArray[np.float64]) -> Positions:
     low, high = positions.min(axis=0), positions.max(axis=0)
     half = float((high - low).max()) / 2
     middle = (low + high) / 2
-    return np.clip((positions - middle) / (half or 1.0), -1, 1).astype(np.float32)
+    return np.asarray(np.clip((positions - middle) / (half or 1.0), -1, 1), dtype=np.float32)

@@ -22,6 +22,7 @@ from backend.adapters.jobs import (
     FINETUNE_LOCK,
     FINETUNE_QUEUE,
     HISTOGRAM_BOUNDS,
+    MAP_QUEUE,
     QUEUES,
     RETRAIN_QUEUE,
     SEARCH_QUEUE,
@@ -318,7 +319,7 @@ def test_retraining_comes_before_embedding(jobs: Jobs) -> None:
         == list(QUEUES)
         == [RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE, SEARCH_QUEUE]
     )
-    depths = {RETRAIN_QUEUE: 1, EVALUATE_QUEUE: 0, EMBED_QUEUE: 3, SEARCH_QUEUE: 0, FINETUNE_QUEUE: 0}
+    depths = {RETRAIN_QUEUE: 1, EVALUATE_QUEUE: 0, EMBED_QUEUE: 3, SEARCH_QUEUE: 0, FINETUNE_QUEUE: 0, MAP_QUEUE: 0}
     assert jobs.queue_depths() == depths
     assert waiting(jobs, EMBED_QUEUE) == [
         f"backend.worker.{work}(3,)" for work in ("plan_embedding", "reconcile", "prune")
