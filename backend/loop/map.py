@@ -188,7 +188,8 @@ class MapMaker:
         self._settings = settings
 
     def make(self, project_id: int) -> int | None:
-        """Brings the map up to date with the embeddings; how many images it shows, None when others are at it.
+        """Brings the map up to date with the embeddings; how many images it shows, None when others are at it, 0 when
+        it came to be of no use meanwhile.
 
         Memory: that of the images' coordinates, 200 bytes each, and of laying out `layout.MAX_OPTIMISED` of them.
         """
@@ -216,6 +217,11 @@ class MapMaker:
                 layout, how = self._made(project_id, source, index), "made"
         finally:
             self._jobs.set_note(project_id, MAP_NOTE, None)
+        current = self._registry.map_source(project_id)
+        if current != source:  # another backbone since, or the project is gone
+            if current is not None:
+                self._jobs.request_map(project_id)
+            return 0
         facts = {"fingerprint": source.fingerprint, "content": index.digest}
         self._registry.keep_map_arrays(project_id, LAYOUT, layout.to_arrays(), facts)
         logger.info(
