@@ -9,6 +9,9 @@ from pathlib import Path
 NICENESS = 5
 """How far the worker stands behind what people wait for."""
 
+LEAST = 19
+"""How far what nobody waits for stands behind everything else."""
+
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -26,14 +29,14 @@ def n_usable_cores(quota_file: Path = _CGROUP_QUOTA) -> int:
     return max(1, min(n_cores, quota_us // period_us)) if period_us > 0 else n_cores
 
 
-def give_way() -> None:
+def give_way(niceness: int = NICENESS) -> None:
     """Let this process, and those it starts, go behind others that want the processor at the same time.
 
     Embedding and evaluation take all cores there are; a web service or Label Studio on the same machine has somebody
     waiting. Nothing changes while nobody else wants to compute. A process that is behind already stays where it is.
     """
-    if hasattr(os, "setpriority") and os.getpriority(os.PRIO_PROCESS, 0) < NICENESS:
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    if hasattr(os, "setpriority") and os.getpriority(os.PRIO_PROCESS, 0) < niceness:
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def release_memory() -> None:

@@ -270,6 +270,22 @@ def _paths(settings: Settings) -> dict[str, Any]:
                 security=PAGE,
             )
         },
+        "/api/projects/{project_id}/map": {
+            "get": _operation(
+                "Where each image lies on the embedding map, with label, prediction, uncertainty and queue place; "
+                "docs/embedding-map.md has the form. With If-None-Match 304 while nothing has changed.",
+                {
+                    200: {
+                        "description": "The map; the first call asks for one that is not there.",
+                        "content": {"application/octet-stream": {"schema": {}}},
+                    },
+                    304: {"description": "It is as it was."},
+                },
+                parameters=[_OF_A_PROJECT],
+                errors=(401, 404, 503),
+                security=PAGE,
+            )
+        },
         "/api/projects/{project_id}/pin": {
             "post": _operation(
                 "Goes back to a version, and stays with it until told otherwise.",

@@ -253,7 +253,7 @@ class VersionRecord:
     temperature: float | None = None
     detail_weight: float | None = None
     seed_strategy: str | None = None  # that of the first batch while part of it waits; None in records before it
-    labels_digest: str | None = None  # of the labels trained on, see loop.train.labels_digest
+    labels_digest: str | None = None  # of the labels trained on, see loop.inputs.labels_digest
     # Accuracy, curve, forecast and suspects are of this version's evaluation, or until it is made of the last one's.
     evaluated_version: str | None = None
     evaluated_labels: int = 0
@@ -304,6 +304,17 @@ class Pin:
     version: str
     since: str
     by: str
+
+
+@dataclass(frozen=True)
+class MapSource:
+    """The embeddings that a project's map shows: of which backbone, how wide, and how many of their last columns are
+    details.
+    """
+
+    fingerprint: str
+    dim: int
+    n_details: int
 
 
 @dataclass(frozen=True)

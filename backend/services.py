@@ -27,6 +27,7 @@ from backend.loop.events import EventHandler
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader
 from backend.loop.ledger import Ledger
+from backend.loop.map import MapMaker, MapPredictions, MapReader, MapRequests
 from backend.loop.metrics import MetricsReader, RequestCounts
 from backend.loop.ready import TIMEOUT_S, Readiness, ServiceChecks
 from backend.loop.reconcile import Reconciler
@@ -125,7 +126,23 @@ class Services:
             batch_size=self.settings.embed_batch_size,
             validation_filter=self.settings.validation_filter,
             shards=self.shards,
+            embedded=self.map_requests.request_if_due,
         )
+
+    @cached_property
+    def map_requests(self) -> MapRequests:
+        """Asks for maps."""
+        return MapRequests(jobs=self.jobs, registry=self.registry)
+
+    @cached_property
+    def map_maker(self) -> MapMaker:
+        """Use case: lay a project's images out on a map."""
+        return MapMaker(jobs=self.jobs, registry=self.registry, embedder=self.embedder, settings=self.settings)
+
+    @cached_property
+    def map_reader(self) -> MapReader:
+        """Use case: answer for the map."""
+        return MapReader(jobs=self.jobs, registry=self.registry, retries=self.retries)
 
     @cached_property
     def shards(self) -> Shards:
@@ -181,7 +198,12 @@ class Services:
     def evaluator(self) -> Evaluator:
         """Use case: evaluate what is published."""
         return Evaluator(
-            jobs=self.jobs, registry=self.registry, inputs=self.inputs, ledger=self.ledger, settings=self.settings
+            jobs=self.jobs,
+            registry=self.registry,
+            inputs=self.inputs,
+            ledger=self.ledger,
+            map_predictions=MapPredictions(jobs=self.jobs, registry=self.registry, requests=self.map_requests),
+            settings=self.settings,
         )
 
     @cached_property

@@ -41,6 +41,7 @@ from backend.schema import UNTRAINED
 from backend.server import HEADERS, UNEXPECTED, serve_forever
 from backend.services import Services, load_modules
 from backend.telemetry import flush, flush_regularly, observe_requests
+from backend.web_map import add_map
 
 if TYPE_CHECKING:
     from werkzeug.wrappers import Response as BaseResponse
@@ -87,6 +88,7 @@ def create_app(services: Services) -> Flask:
     _add_api(app, services)
     _add_versions(app, services)
     add_dashboard(app, services)
+    add_map(app, services)
     return app
 
 
@@ -325,11 +327,8 @@ def _fail(exc: Exception) -> Response:
 
 def _finish(answer: Response) -> Response:
     for name, text in HEADERS.items():
-<<<<<<< HEAD
         answer.headers.setdefault(name, text)  # a route may say otherwise
-=======
         answer.headers.setdefault(name, text)  # a page for people says itself what it may load and keep
->>>>>>> i6-page
     took = time.monotonic() - g.get("started", time.monotonic())
     logger.debug(
         "answered method=%s path=%s status=%d took=%.3fs", request.method, request.path, answer.status_code, took

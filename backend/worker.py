@@ -5,7 +5,8 @@ would load everything anew. This one runs jobs in its own process and keeps back
 killed worker loses nothing: its supervisor (`backend.supervisor`) replaces it at once, and the next one begins what it
 was doing again; so does another worker seconds later, if the supervisor died too.
 
-With TRAIN=finetune and a GPU a second process fine-tunes beside it, so that no label waits for that.
+With TRAIN=finetune and a GPU a second process fine-tunes beside it, so that no label waits for that. Another makes the
+maps of projects (`backend.loop.map`), and is there only as long as it has one to make.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from uuid import uuid4
 
 from rq.worker import SimpleWorker
 
-from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES, RETRAIN_QUEUE, WORKER_TTL_S, Abandoned, Jobs
+from backend.adapters.jobs import FINETUNE_QUEUE, MAP_QUEUE, QUEUES, RETRAIN_QUEUE, WORKER_TTL_S, Abandoned, Jobs
 from backend.config import Settings
 from backend.errors import BackendError, ProjectBusyError, ProjectNotFoundError, RedisUnavailableError
 from backend.logs import configure_logging, log_context
 from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
 from backend.loop.status import FINETUNING_OBSTACLE
-from backend.machine import limit_threads, n_usable_cores, release_memory, settle_memory
+from backend.machine import LEAST, give_way, limit_threads, n_usable_cores, release_memory, settle_memory
 from backend.model import RETRAIN, ActiveLearningModel, services_from_environment
 from backend.schema import Task
 from backend.services import Services, load_modules
@@ -46,13 +47,17 @@ _services: ContextVar[Services] = ContextVar("services")
 JOBS = frozenset(
     f"backend.worker.{name}"
     for name in (
-        "retrain", "evaluate", "plan_embedding", "embed_batch", "search", "finetune", "reconcile", "prune",
+        "retrain", "evaluate", "plan_embedding", "embed_batch", "search", "finetune", "make_map", "reconcile",
+        "prune",
     )
 )  # fmt: skip
 """What a job may call. rq imports and calls whatever a job names: who can write to Redis could run anything."""
 
 REDIS_PAUSE_S = 2.0
 """Pause between two looks whether a Redis that went away is back."""
+
+MAP_POLL_S = 2.0
+"""Pause between two looks whether a map is asked for."""
 
 
 class WarmWorker(SimpleWorker):  # type: ignore[misc]
@@ -251,6 +256,11 @@ def finetune(project_id: int) -> str | None:
     return _run(project_id, "finetune", work)
 
 
+def make_map(project_id: int) -> int | None:
+    """Job: bring the project's map up to date; how many images it shows."""
+    return _run(project_id, "make_map", lambda services: services.map_maker.make(project_id))
+
+
 def reconcile(project_id: int) -> bool | None:
     """Job: compare with Label Studio; whether anything had changed."""
     return _run(project_id, "reconcile", lambda services: services.reconciler.reconcile(project_id))
@@ -318,14 +328,19 @@ def run_worker(services: Services, *, name: str = "", dead: Sequence[str] = (), 
         target=_reconcile_regularly, args=(services, finetuning, stop), name="reconcile", daemon=True
     )
     retries = threading.Thread(target=services.retries.request_due_regularly, args=(stop,), name="retries", daemon=True)
+    maps = MapProcess(services.settings, name)
+    mapping = threading.Thread(target=_make_maps, args=(services.jobs, maps, stop), name="make-maps", daemon=True)
     timer.start()
     retries.start()
+    mapping.start()
     try:
         _work(services, QUEUES, name=name, burst=burst)
     finally:
         stop.set()
         timer.join(timeout=5)
         retries.join(timeout=5)
+        mapping.join(timeout=5)
+        maps.stop()
         if finetuning is not None:
             finetuning.stop()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -424,6 +439,57 @@ def work_on_finetuning(settings: Settings) -> None:
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="end-with-worker", daemon=True).start()
     _work(Services(settings), (FINETUNE_QUEUE,))
+
+
+class MapProcess:
+    """The process that makes maps: of its own, for an optimisation of minutes would be in every label's way.
+
+    It has one thread and takes what others leave of the processor, is started when a map is asked for, and ends when
+    none is left, so that its memory is the system's again. Killed at any point it loses nothing but time: the job is
+    taken up as that of any dead worker. `worker`: the name of the worker beside which it works; who buries the one
+    buries the other.
+    """
+
+    def __init__(self, settings: Settings, worker: str) -> None:
+        self._settings = settings
+        self._worker = worker or uuid4().hex
+        self._process: BaseProcess | None = None
+
+    def start_unless_running(self) -> None:
+        """Starts it; one that is at work finds the new job by itself."""
+        if self._process is not None and self._process.is_alive():
+            return
+        spawn = multiprocessing.get_context("spawn")  # not forked, as that of fine-tuning
+        name = f"{self._worker}-map{uuid4().hex[:8]}"
+        self._process = spawn.Process(
+            target=work_on_maps, args=(self._settings, name), name="active-learning-map", daemon=True
+        )
+        self._process.start()
+
+    def stop(self) -> None:
+        """Ends it at once; the map is begun again by whoever works next."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+
+
+def work_on_maps(settings: Settings, name: str) -> None:
+    """What the process does, until no map is left to make or the worker that started it is gone."""
+    configure_logging(settings.log_level, settings.log_format, settings.secrets())
+    give_way(LEAST)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="end-with-worker", daemon=True).start()
+    _work(Services(settings), (MAP_QUEUE,), name=name, burst=True)
+
+
+def _make_maps(jobs: Jobs, process: MapProcess, stop: threading.Event) -> None:
+    while not stop.wait(MAP_POLL_S):
+        try:
+            if jobs.map_waits():
+                process.start_unless_running()
+        except (BackendError, OSError) as exc:
+            logger.debug("maps not looked for: %s", exc)
 
 
 def _end_with(parent: BaseProcess) -> None:

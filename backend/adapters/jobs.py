@@ -36,8 +36,13 @@ SEARCH_QUEUE = "active-learning-search"
 FINETUNE_QUEUE = "active-learning-finetune"
 """Not among QUEUES: fine-tuning takes minutes, and has a process of its own that no label waits for."""
 
+MAP_QUEUE = "active-learning-map"
+"""Not among QUEUES either: a map takes minutes, in a process that is there only for it; see `backend.worker`."""
+
 QUEUES = (RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE, SEARCH_QUEUE)
 """In order of urgency: a worker takes from the first that holds a job."""
+
+ALL_QUEUES = (*QUEUES, FINETUNE_QUEUE, MAP_QUEUE)
 
 MARKER_TTL_S = 30
 """How long a request marker outlives a job that vanished. A job queued for longer is found in its queue."""
@@ -51,6 +56,9 @@ FINETUNE_LOCK = "finetune-lock"
 PLAN_LOCK = "plan-lock"
 """Name of the project lock under which embedding is planned: two plans at once would queue every batch twice."""
 
+MAP_LOCK = "map-lock"
+"""Name of the project lock under which its map is made: two workers must not both make it."""
+
 WORKER_TTL_S = 15
 """How long a worker that says nothing counts as alive; a living one speaks three times as often."""
 
@@ -58,7 +66,9 @@ MAX_TAKEN_UP = 3
 """How often a job is begun again whose worker died. One that kills whoever does it must not end all of them."""
 
 JOB_TIMEOUT_S = 1800
-FINETUNE_TIMEOUT_S = 6 * 3600
+LONG_JOB_TIMEOUT_S = 6 * 3600
+"""Of fine-tuning, and of a map, which is made in what others leave of the processor."""
+
 JOURNAL_LENGTH = 1000
 """Events kept of each project; who has missed more reads everything anew."""
 
@@ -241,6 +251,21 @@ class Jobs:
         with self._translated():
             return self._enqueue_once(project_id, "finetune", FINETUNE_QUEUE)
 
+    def request_map(self, project_id: int) -> str:
+        """Asks that the project's map be brought up to date with its embeddings; the job's id."""
+        with self._translated():
+            return self._enqueue_once(project_id, "make_map", MAP_QUEUE)
+
+    def map_waits(self) -> bool:
+        """Whether the map of any project waits for somebody who makes it."""
+        with self._translated():
+            return len(self._queue(MAP_QUEUE)) > 0
+
+    def is_mapping(self, project_id: int) -> bool:
+        """Whether the project's map is being made, or waits for that."""
+        with self._translated():
+            return any(job_id.startswith(f"make_map-{project_id}-") for job_id in self._waiting_or_begun(MAP_QUEUE))
+
     def enqueue_batch(self, project_id: int, bucket: int, tasks: Sequence[Task]) -> None:
         """Queues the embedding of some tasks; `bucket` names the batch for `open_buckets`."""
         with self._translated():
@@ -407,7 +432,7 @@ class Jobs:
         with self._translated():
             listening: Any = self.redis.zrange(_LISTENING, 0, -1)
             names, found = set(map(_decoded, listening)), set()
-            for queue in (*QUEUES, FINETUNE_QUEUE):
+            for queue in ALL_QUEUES:
                 for entry, job_id in self._begun(queue):
                     raw: Any = self.redis.hget(f"rq:job:{job_id}", "worker_name")
                     worker = _decoded(raw or b"")
@@ -419,7 +444,7 @@ class Jobs:
                     self.redis.delete(_worker_key(name))
                     self.redis.zrem(_LISTENING, name)
             for project_id in project_ids:
-                for lock in ("lock", FINETUNE_LOCK, PLAN_LOCK):
+                for lock in ("lock", FINETUNE_LOCK, PLAN_LOCK, MAP_LOCK):
                     self.redis.eval(_UNLOCK, 1, _key(project_id, lock), f"{dead}-")
             return found
 
@@ -427,7 +452,7 @@ class Jobs:
         """(queue, entry) of all jobs that were begun by a worker which no longer lives."""
         with self._translated():
             found = set()
-            for name in (*QUEUES, FINETUNE_QUEUE):
+            for name in ALL_QUEUES:
                 for entry, job_id in self._begun(name):
                     worker: Any = self.redis.hget(f"rq:job:{job_id}", "worker_name")
                     if worker is None or not self.redis.exists(_worker_key(_decoded(worker))):
@@ -509,7 +534,7 @@ class Jobs:
     def queue_depths(self) -> dict[str, int]:
         """Jobs waiting, by queue."""
         with self._translated():
-            return {name: len(self._queue(name)) for name in (*QUEUES, FINETUNE_QUEUE)}
+            return {name: len(self._queue(name)) for name in ALL_QUEUES}
 
     def n_workers(self) -> int:
         """Workers alive and listening.
@@ -698,7 +723,7 @@ class Jobs:
             failure_ttl=FAILURE_TTL_S,
             meta={"taken_up": taken_up} if taken_up else None,
             at_front=taken_up > 0,
-            timeout=FINETUNE_TIMEOUT_S if queue == FINETUNE_QUEUE else JOB_TIMEOUT_S,
+            timeout=JOB_TIMEOUT_S if queue in QUEUES else LONG_JOB_TIMEOUT_S,
         )
 
     @contextmanager

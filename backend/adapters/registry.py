@@ -11,6 +11,8 @@
     <directory>/<project id>/finetuning.json                  how the last fine-tuning of the backbone went
     <directory>/<project id>/backbone.json                    the fine-tuned backbone in use; none: that of the settings
     <directory>/<project id>/backbones/<fingerprint>.safetensors   weights of fine-tuned backbones
+    <directory>/<project id>/map/source.json                  the embeddings that the map is to show
+    <directory>/<project id>/map/<name>.safetensors           where images lie on it, and what is predicted for them
 
 The directory is a path or an address in an object store (`backend.storage`). A reader sees the old or the new state of
 a file and never half of one, and a version is there with all its files or not at all.
@@ -24,7 +26,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,18 +38,30 @@ from numpy.typing import NDArray
 from backend.errors import StorageError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
-from backend.schema import FinetuningRecord, Pin, ValidationSplit, VersionRecord
+from backend.schema import FinetuningRecord, MapSource, Pin, ValidationSplit, VersionRecord
 from backend.storage import Place, open_folder
 
 logger = logging.getLogger(__name__)
 
 _VERSION = re.compile(r"v([0-9]{4,18})-[0-9]+labels-[0-9]{8}T[0-9]{6}Z(-from-v[0-9]{4,18})?")
 
+_ARRAYS_DIGEST = "digest"
+"""Fact under which the digest of kept arrays stands in their file, by which damage is told."""
+
 _HEAD_DIGEST = "head_sha256"
 """Key of a stored record under which the digest of its head's file stands, by which damage is told."""
 
 _WRITTEN_WITHIN_S = 3600.0
 """A file that is half-written for longer is nobody's: its writer was killed."""
+
+
+@dataclass(frozen=True, eq=False)
+class KeptArrays:
+    """Arrays by name, a few facts about them as text, and the digest of both."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    facts: Mapping[str, str]
+    digest: str
 
 
 def is_own_version(name: str) -> bool:
@@ -236,6 +250,52 @@ class Registry:
             logger.error("%s unreadable project=%d: %s", name, project_id, exc)
             return None
 
+    # -- the map --------------------------------------------------------------------------------------------------
+
+    def keep_map_source(self, project_id: int, source: MapSource) -> None:
+        """Keeps which embeddings the project's map is to show."""
+        self._write(project_id, "map/source.json", asdict(source))
+
+    def map_source(self, project_id: int) -> MapSource | None:
+        """Which embeddings the map is to show; None until they are all there once, or when the file is damaged."""
+        raw = self._read(project_id, "map/source.json")
+        try:
+            return None if raw is None else MapSource(str(raw["fingerprint"]), int(raw["dim"]), int(raw["n_details"]))
+        except (KeyError, TypeError, ValueError) as exc:
+            logger.error("map/source.json unreadable project=%d: %r", project_id, exc)
+            return None
+
+    def keep_map_arrays(
+        self, project_id: int, name: str, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]
+    ) -> None:
+        """Keeps a part of the map, in place of what was kept before."""
+        from safetensors.numpy import save
+
+        whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        content = save(whole, {**facts, _ARRAYS_DIGEST: _arrays_digest(whole, facts)})
+        self._folder.write(_map_file(project_id, name), content)
+
+    def map_arrays(self, project_id: int, name: str) -> KeptArrays | None:
+        """A part of the map; None when none is kept, or the file is damaged: it is made anew, then."""
+        from safetensors.numpy import load
+
+        path = _map_file(project_id, name)
+        try:
+            content = self._folder.read(path)
+            if content is None:
+                return None
+            arrays = load(content)
+            facts = dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"])
+            digest = facts.pop(_ARRAYS_DIGEST)
+            if digest != _arrays_digest(arrays, facts):
+                raise ValueError("its content is not what was saved")
+        except StorageError:
+            raise
+        except Exception as exc:  # safetensors raises its own type for damaged files
+            logger.error("cannot read path=%s: %s", self._folder.place(path), exc)
+            return None
+        return KeptArrays(arrays, facts, digest)
+
     # -- versions -------------------------------------------------------------------------------------------------
 
     def new_version(self, project_id: int, n_labels: int, now: datetime, head_of: str | None = None) -> str:
@@ -420,6 +480,18 @@ def _version_folder(project_id: int, version: str) -> str:
     if not is_own_version(version):
         raise VersionNotFoundError(f"{version!r} is not the name of a version of this service")
     return f"{int(project_id)}/versions/{version}"
+
+
+def _map_file(project_id: int, name: str) -> str:
+    return f"{int(project_id)}/map/{name}.safetensors"
+
+
+def _arrays_digest(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(_json_bytes(dict(sorted(facts.items()))))
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:32]
 
 
 def _weights(project_id: int, fingerprint: str) -> str:

@@ -49,7 +49,9 @@ class Embedder:
         batch_size: int,
         validation_filter: ValidationFilter | None,
         shards: Shards,
+        embedded: Callable[[int, Backbone, EmbeddingTable], object],
     ) -> None:
+        """`embedded` is told of a project all of whose images have an embedding, or none that can be made."""
         self._label_studio = label_studio
         self._images = images
         self._backbone_of = backbone_of
@@ -58,6 +60,7 @@ class Embedder:
         self._batch_size = batch_size
         self._validation_filter = validation_filter
         self._shards = shards
+        self._embedded = embedded
         self._stores: dict[Place, EmbeddingStore] = {}
         # Listings of tasks that a retrain interrupted: when they began, and what they hold by now.
         self._listings: dict[int, tuple[float, list[Task]]] = {}
@@ -123,6 +126,7 @@ class Embedder:
         if split_changed or not (missing or searching):
             self._jobs.request_retrain(project_id)
         if not missing:
+            self._embedded(project_id, self.backbone(project_id), table)
             return 0
         # Also those being embedded just now, whatever other worker has them.
         queued = self._jobs.open_buckets(project_id)

@@ -24,6 +24,7 @@ from backend.loop.agreement import agreement_fields
 from backend.loop.inputs import InputReader, Inputs
 from backend.loop.judgement import judged_images, judgement_fields, predicted_counts, random_order
 from backend.loop.ledger import READ_EVERYTHING, Ledger
+from backend.loop.map import MapPredictions
 from backend.loop.outlook import (
     MAX_SUSPECTS,
     carried_curve,
@@ -79,12 +80,20 @@ class Evaluator:
     """Judges what is published."""
 
     def __init__(
-        self, *, jobs: Jobs, registry: Registry, inputs: InputReader, ledger: Ledger, settings: Settings
+        self,
+        *,
+        jobs: Jobs,
+        registry: Registry,
+        inputs: InputReader,
+        ledger: Ledger,
+        map_predictions: MapPredictions,
+        settings: Settings,
     ) -> None:
         self._jobs = jobs
         self._registry = registry
         self._inputs = inputs
         self._ledger = ledger
+        self._map_predictions = map_predictions
         self._settings = settings
 
     def evaluate(self, project_id: int) -> VersionRecord | None:
@@ -130,6 +139,9 @@ class Evaluator:
                 judged = self._judged_again(record, inputs, head)
             else:
                 judged = self._judged(record, inputs, head, chosen, evaluation)
+        # Before it says that it is evaluated: who waits for that asks for the map next.
+        with watch.stage("map"):
+            self._map_predictions.keep(record, inputs, head)
         self._registry.update(judged)
         self._jobs.observe("evaluate", watch.seconds)
         logger.info(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from backend.adapters.backbones import Backbone
@@ -166,3 +166,12 @@ class InputReader:
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(table.digest.encode())
         return digest.hexdigest()[:32]
+
+
+def labels_digest(labels: Mapping[int, str]) -> str:
+    """Identity of a set of labels, task id → label, that anybody can work out from an export of Label Studio.
+
+    sha256, in hexadecimal, of one line `task id TAB label NEWLINE` per task in UTF-8, by ascending task id.
+    """
+    lines = (f"{task_id}\t{label}\n" for task_id, label in sorted(labels.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

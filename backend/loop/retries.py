@@ -197,6 +197,7 @@ class Retries:
             "reconcile": self._jobs.request_reconciliation,
             "prune": self._jobs.request_pruning,
             "finetune": self._jobs.request_finetuning,
+            "make_map": self._jobs.request_map,
         }
         requests[kind](project_id)
 

@@ -106,7 +106,7 @@ class Found:
     """What the search of a shard found.
 
     table: sampled and shortlisted tasks.
-    images: (N,) identity of the image of each, see `_image_keys`.
+    images: (N,) identity of the image of each, see `image_keys`.
     is_shortlisted: (N,).
     """
 
@@ -282,7 +282,7 @@ class Shards:
         if shard not in known:
             task_ids = self._ids(index, shard)
             digest = hashlib.sha256(task_ids.tobytes())
-            digest.update(_image_keys(index, task_ids).tobytes())
+            digest.update(image_keys(index, task_ids).tobytes())
             known[shard] = digest.hexdigest()
         return known[shard]
 
@@ -380,7 +380,7 @@ class Shards:
         for found in kept.found:
             task_ids = found.table.task_ids
             is_wanted = (found.is_shortlisted | (_uniform(task_ids) < rate)) & (index.rows_of(task_ids) >= 0)
-            is_wanted[is_wanted] = _image_keys(index, task_ids[is_wanted]) == found.images[is_wanted]
+            is_wanted[is_wanted] = image_keys(index, task_ids[is_wanted]) == found.images[is_wanted]
             parts.append(_rows(found.table, task_ids[is_wanted]))
         return replace(kept, index=index, table=_like(index, joined(parts)))
 
@@ -428,7 +428,7 @@ class Shards:
         return Found(table, tensors["images"].view(np.uint64), tensors["is_shortlisted"])
 
 
-def _image_keys(index: EmbeddingTable, task_ids: Ids) -> NDArray[np.uint64]:
+def image_keys(index: EmbeddingTable, task_ids: Ids) -> NDArray[np.uint64]:
     """(N,) what tells one image from another: 64 bits of a hash of where it is."""
     digests = [hashlib.blake2b(index.references[task_id].encode(), digest_size=8) for task_id in task_ids.tolist()]
     return np.frombuffer(b"".join(digest.digest() for digest in digests), dtype=np.uint64)
@@ -445,7 +445,7 @@ def _uniform(task_ids: Ids) -> NDArray[np.float64]:
 def _found(index: EmbeddingTable, samples: Sequence[EmbeddingTable], shortlist: EmbeddingTable) -> Found:
     table = joined([*samples, shortlist])
     table = _rows(table, table.task_ids[index.rows_of(table.task_ids) >= 0])  # others came while it was searched
-    return Found(table, _image_keys(index, table.task_ids), np.isin(table.task_ids, shortlist.task_ids))
+    return Found(table, image_keys(index, table.task_ids), np.isin(table.task_ids, shortlist.task_ids))
 
 
 def _taken(store: EmbeddingStore, task_ids: Ids) -> EmbeddingTable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ from backend.loop.anticipate import Anticipation, RoundInputs
 from backend.loop.embed import Embedder
 from backend.loop.evaluate import carried_evaluation, kept_evaluation
 from backend.loop.finetune import Finetuner
-from backend.loop.inputs import InputReader, Inputs
+from backend.loop.inputs import InputReader, Inputs, labels_digest
 from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
 from backend.loop.shards import Shards
@@ -267,15 +266,6 @@ class Trainer:
             if task_id in table.failures
         }
         return {**labels.ignored, **broken}
-
-
-def labels_digest(labels: Mapping[int, str]) -> str:
-    """Identity of a set of labels, task id → label, that anybody can work out from an export of Label Studio.
-
-    sha256, in hexadecimal, of one line `task id TAB label NEWLINE` per task in UTF-8, by ascending task id.
-    """
-    lines = (f"{task_id}\t{label}\n" for task_id, label in sorted(labels.items()))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _chosen(previous: VersionRecord | None, backbone: Backbone) -> Chosen | None:

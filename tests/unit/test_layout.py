@@ -88,6 +88,7 @@ def test_learning_knows_no_project_file_or_network() -> None:
         "torch",
         "onnx",
         "onnxruntime",
+        "openTSNE",
     }
     allowed |= {"backend"}
     for module in MODULES:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,16 +15,17 @@ import pytest
 from fakes import LABEL_CONFIG, World, rgb
 from rq.worker import BaseWorker
 
-from backend.adapters.jobs import FINETUNE_QUEUE, Jobs
-from backend.errors import LabelStudioUnreachableError, RedisUnavailableError
+from backend.adapters.jobs import FINETUNE_QUEUE, MAP_LOCK, MAP_QUEUE, Jobs
+from backend.errors import LabelStudioUnreachableError, RedisUnavailableError, StorageError
 from backend.loop import train
 from backend.loop.backbones import BACKBONE_WARNING
 from backend.loop.reconcile import MARK
 from backend.loop.retries import LAST_ERROR, Retries
 from backend.loop.status import FINETUNING_OBSTACLE
 from backend.loop.train import Trainer
+from backend.machine import LEAST
 from backend.storage import Address
-from backend.worker import FinetuningProcess, WarmWorker, _start_finetuning, run_worker
+from backend.worker import FinetuningProcess, MapProcess, WarmWorker, _bury, _make_maps, _start_finetuning, run_worker
 
 IMAGES = [rgb(250, 0), rgb(0, 250), rgb(200, 0), rgb(0, 200), rgb(120, 120)]
 
@@ -360,3 +363,71 @@ def wait_until(holds: Callable[[], bool]) -> None:
             return
         time.sleep(0.05)
     pytest.fail("it did not happen within 60 s")
+
+
+def test_a_map_is_made_in_a_process_of_its_own_that_ends_when_none_is_left(project: World) -> None:
+    """The worker of labels leaves it alone; a real process makes it, goes behind everything else, and is gone."""
+    project.jobs.request_embedding(1)
+    work(project)
+    assert project.jobs.is_mapping(1)
+    assert project.registry.map_arrays(1, "layout") is None
+    process, stop = MapProcess(project.services.settings, "worker-1"), threading.Event()
+    loop = threading.Thread(target=_make_maps, args=(project.jobs, process, stop))
+    loop.start()
+    try:
+        wait_until(lambda: process._process is not None)
+        assert process._process is not None
+        pid = process._process.pid
+        assert pid is not None
+        niceness = []
+
+        def is_gone() -> bool:
+            with contextlib.suppress(ProcessLookupError):
+                niceness.append(os.getpriority(os.PRIO_PROCESS, pid))
+            return not process._process.is_alive()
+
+        wait_until(is_gone)
+        assert max(niceness) == LEAST
+        kept = project.registry.map_arrays(1, "layout")
+        assert kept is not None
+        assert kept.arrays["task_ids"].tolist() == [1, 2, 3, 4, 5]
+        assert not project.jobs.is_mapping(1)
+    finally:
+        stop.set()
+        loop.join()
+        process.stop()
+
+
+def test_a_map_whose_process_is_killed_is_made_by_the_next(project: World) -> None:
+    """Who buries the worker buries the process beside it: the job waits again, nothing half-made is there."""
+    project.jobs.request_embedding(1)
+    work(project)
+    process = MapProcess(project.services.settings, "worker-1")
+    with project.again().jobs.project_lock(1, MAP_LOCK):  # in the middle of its job it waits
+        process.start_unless_running()
+        wait_until(lambda: not project.jobs.map_waits())
+        process.stop()
+    assert project.jobs.is_mapping(1)
+    assert not project.jobs.map_waits()
+    _bury(project.services, "worker-1")
+    assert project.jobs.map_waits()
+    WarmWorker(project.services, (MAP_QUEUE,)).work(burst=True, logging_level="WARNING")
+    assert project.registry.map_arrays(1, "layout") is not None
+
+
+def test_a_map_that_fails_is_told_and_tried_again(project: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status names it; asked for again it is made, and the failure is taken back."""
+    project.jobs.request_embedding(1)
+    work(project)
+
+    def fail(project_id: int) -> int:
+        raise StorageError("no room on the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(project.services.map_maker, "make", fail)
+        WarmWorker(project.services, (MAP_QUEUE,)).work(burst=True, logging_level="WARNING")
+    (failure,) = project.services.retries.failures(1)
+    assert (failure.work, failure.reason) == ("make_map", "no room on the disk")
+    project.jobs.redis.flushdb()
+    project.services.retries._request(1, "make_map")
+    assert project.jobs.map_waits()

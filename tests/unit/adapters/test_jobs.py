@@ -17,11 +17,13 @@ from rq.serializers import JSONSerializer
 
 from backend.adapters import jobs as jobs_module
 from backend.adapters.jobs import (
+    ALL_QUEUES,
     EMBED_QUEUE,
     EVALUATE_QUEUE,
     FINETUNE_LOCK,
     FINETUNE_QUEUE,
     HISTOGRAM_BOUNDS,
+    MAP_QUEUE,
     QUEUES,
     RETRAIN_QUEUE,
     SEARCH_QUEUE,
@@ -35,7 +37,7 @@ from backend.schema import Progress, Task
 
 def waiting(jobs: Jobs, queue: str = RETRAIN_QUEUE) -> list[str]:
     """What each waiting job would call, in order."""
-    (found,) = [item for item in jobs.queues() if item.name == queue]
+    (found,) = [item for item in jobs.queues(ALL_QUEUES) if item.name == queue]
     return [f"{job.func_name}{tuple(job.args)}" for job in found.jobs]
 
 
@@ -318,7 +320,7 @@ def test_retraining_comes_before_embedding(jobs: Jobs) -> None:
         == list(QUEUES)
         == [RETRAIN_QUEUE, EVALUATE_QUEUE, EMBED_QUEUE, SEARCH_QUEUE]
     )
-    depths = {RETRAIN_QUEUE: 1, EVALUATE_QUEUE: 0, EMBED_QUEUE: 3, SEARCH_QUEUE: 0, FINETUNE_QUEUE: 0}
+    depths = {RETRAIN_QUEUE: 1, EVALUATE_QUEUE: 0, EMBED_QUEUE: 3, SEARCH_QUEUE: 0, FINETUNE_QUEUE: 0, MAP_QUEUE: 0}
     assert jobs.queue_depths() == depths
     assert waiting(jobs, EMBED_QUEUE) == [
         f"backend.worker.{work}(3,)" for work in ("plan_embedding", "reconcile", "prune")
@@ -612,6 +614,9 @@ CALLS: dict[str, Any] = {
     "request_pruning": lambda jobs: jobs.request_pruning(3),
     "request_finetuning": lambda jobs: jobs.request_finetuning(3),
     "finetuning": lambda jobs: jobs.finetuning(3),
+    "request_map": lambda jobs: jobs.request_map(3),
+    "map_waits": lambda jobs: jobs.map_waits(),
+    "is_mapping": lambda jobs: jobs.is_mapping(3),
     "enqueue_batch": lambda jobs: jobs.enqueue_batch(3, 0, []),
     "open_buckets": lambda jobs: jobs.open_buckets(3),
     "begin_retrain": lambda jobs: jobs.begin_retrain(3),
@@ -648,6 +653,22 @@ CALLS: dict[str, Any] = {
     "counts": lambda jobs: jobs.counts("x"),
     "newest_label_at": lambda jobs: jobs.newest_label_at(3),
 }
+
+
+def test_a_map_is_asked_for_once_and_waits_in_a_queue_of_its_own(jobs: Jobs) -> None:
+    """Workers of labels do not listen to it; another project's map is another job."""
+    assert not jobs.map_waits()
+    job_id = jobs.request_map(3)
+    assert jobs.request_map(3) == job_id
+    assert waiting(jobs, MAP_QUEUE) == ["backend.worker.make_map(3,)"]
+    assert jobs.map_waits()
+    assert (jobs.is_mapping(3), jobs.is_mapping(33)) == (True, False)
+    assert MAP_QUEUE not in [queue.name for queue in jobs.queues()]
+    (queue,) = jobs.queues([MAP_QUEUE])
+    queue.remove(job_id)
+    jobs.begin(3, "make_map")
+    assert not jobs.is_mapping(3)
+    assert jobs.request_map(3) != job_id
 
 
 @pytest.mark.parametrize("renew", [True, False])

@@ -18,7 +18,7 @@ from backend.adapters.registry import Registry, is_own_version
 from backend.errors import BackendError, StorageError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
-from backend.schema import FinetuningRecord, ValidationSplit, VersionRecord
+from backend.schema import FinetuningRecord, MapSource, ValidationSplit, VersionRecord
 from backend.storage import Address
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -591,3 +591,47 @@ def test_fine_tuned_weights_come_back_as_a_file(request: pytest.FixtureRequest, 
     assert registry.stale_backbones(3) == []
     with registry.weights(3, "f00d") as path:
         assert not path.exists()
+
+
+# -- the map ----------------------------------------------------------------------------------------------------------
+
+
+ARRAYS = {"positions": np.array([[0, 1], [-1, 0.5]], np.float32), "task_ids": np.array([4, 7])}
+
+
+def test_parts_of_a_map_come_back_as_they_were_kept(registry: Registry) -> None:
+    """Arrays, facts, and a digest that changes with either."""
+    registry.keep_map_arrays(3, "layout", ARRAYS, {"fingerprint": "f00d"})
+    kept = registry.map_arrays(3, "layout")
+    assert kept is not None
+    assert kept.facts == {"fingerprint": "f00d"}
+    assert kept.arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(kept.arrays[name], array)
+    assert registry.map_arrays(3, "predictions") is registry.map_arrays(4, "layout") is None
+    registry.keep_map_arrays(3, "layout", ARRAYS, {"fingerprint": "beef"})
+    again = registry.map_arrays(3, "layout")
+    assert again is not None
+    assert again.digest != kept.digest
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", lambda content: content[:-3], lambda content: content[:-1] + b"!"])
+def test_a_damaged_part_of_a_map_counts_as_none(registry: Registry, damage: Any) -> None:
+    """Emptied, no such format, cut off, a single byte another: it is made anew."""
+    registry.keep_map_arrays(3, "layout", ARRAYS, {})
+    place = registry.project_directory(3)
+    assert isinstance(place, Path)
+    path = place / "map" / "layout.safetensors"
+    path.write_bytes(damage(path.read_bytes()) if callable(damage) else damage)
+    assert registry.map_arrays(3, "layout") is None
+
+
+def test_what_a_map_is_to_show_is_kept(registry: Registry) -> None:
+    """None before, and when the file is damaged."""
+    assert registry.map_source(3) is None
+    registry.keep_map_source(3, MapSource("f00d", 1280, 16))
+    assert registry.map_source(3) == MapSource("f00d", 1280, 16)
+    place = registry.project_directory(3)
+    assert isinstance(place, Path)
+    (place / "map" / "source.json").write_text('{"fingerprint": "f00d"}')
+    assert registry.map_source(3) is None
