@@ -24,7 +24,7 @@ ALL: Sequence[Mapping[str, Sequence[str]]] = ({}, {"basic": []})
 _ERRORS = {
     400: "The request cannot be understood; the sentence says what was expected.",
     401: "Wrong or missing credentials.",
-    404: "There is no such project.",
+    404: "There is no such project, version or page.",
     408: "The body did not come whole, or not in time.",
     409: "The version cannot be used here; the sentence says why.",
     413: "The body is larger than MAX_REQUEST_BYTES, or holds more tasks than MAX_TASKS_PER_REQUEST.",
@@ -251,6 +251,26 @@ def _paths(settings: Settings) -> dict[str, Any]:
                 security=[{}],
             )
         },
+        "/docs": {
+            "get": _operation(
+                "This description as a page.",
+                {200: _file("The page.", "text/html"), 304: {"description": "As the ETag given says."}},
+                errors=(),
+                security=[{}],
+            )
+        },
+        "/docs/{name}": {
+            "get": _operation(
+                "What that page is made of.",
+                {
+                    200: _file("A script or a style sheet.", "text/javascript", "text/css", "text/html"),
+                    304: {"description": "As the ETag given says."},
+                },
+                parameters=[{"in": "path", "name": "name", "required": True, "schema": _TEXT}],
+                errors=(404,),
+                security=[{}],
+            )
+        },
     }
 
 
@@ -325,6 +345,10 @@ def _operation(
 
 def _parameter(place: str, name: str, schema: Schema, *, required: bool = False) -> Schema:
     return {"in": place, "name": name, "required": required, "schema": schema}
+
+
+def _file(text: str, *content_types: str) -> Schema:
+    return {"description": text, "content": {content_type: {"schema": _TEXT} for content_type in content_types}}
 
 
 def _json(text: str, schema: Schema) -> Schema:

@@ -14,6 +14,7 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend import access
+from backend.api_pages import add_api_pages
 from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, json_object, tasks_of, text_of
 from backend.choices import parse_labeling_config
 from backend.errors import (
@@ -78,6 +79,7 @@ def create_app(services: Services) -> Flask:
     _add_ml_protocol(app, services)
     _add_api(app, services)
     _add_versions(app, services)
+    add_api_pages(app)
     return app
 
 
@@ -315,7 +317,8 @@ def _fail(exc: Exception) -> Response:
 
 
 def _finish(answer: Response) -> Response:
-    answer.headers.update(HEADERS)
+    for name, text in HEADERS.items():
+        answer.headers.setdefault(name, text)  # a page for people says itself what it may load and keep
     took = time.monotonic() - g.get("started", time.monotonic())
     logger.debug(
         "answered method=%s path=%s status=%d took=%.3fs", request.method, request.path, answer.status_code, took

@@ -1,0 +1,11 @@
+"use strict";
+// Everything comes from this service: no validator's badge, which would ask a site elsewhere, and nothing kept here.
+SwaggerUIBundle({
+  url: "/openapi.json",
+  dom_id: "#api",
+  deepLinking: true,
+  validatorUrl: null,
+  persistAuthorization: false,
+  defaultModelsExpandDepth: -1,
+  presets: [SwaggerUIBundle.presets.apis],
+});
