@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from backend.api_pages import FILES
 from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, MAX_NESTING
 from backend.config import Settings
 from backend.loop.connect import PROJECT_HEADER, SECRET_HEADER
@@ -20,6 +21,11 @@ LABEL_STUDIO: Sequence[Mapping[str, Sequence[str]]] = ({"basic": []},)
 WEBHOOK: Sequence[Mapping[str, Sequence[str]]] = ({"webhookSecret": []}, {"basic": []})
 PAGE: Sequence[Mapping[str, Sequence[str]]] = ({"basic": []}, {"token": []})
 ALL: Sequence[Mapping[str, Sequence[str]]] = ({}, {"basic": []})
+
+PROTOCOL_TAG = "What Label Studio asks"
+PROJECT_TAG = "Projects"
+SERVICE_TAG = "The service"
+_PROTOCOL = ("/health", "/setup", "/predict", "/webhook", "/job_status", "/versions")
 
 _ERRORS = {
     400: "The request cannot be understood; the sentence says what was expected.",
@@ -64,7 +70,11 @@ def description(settings: Settings) -> dict[str, Any]:
             f"most {MAX_NESTING} deep.",
         },
         "security": list(LABEL_STUDIO),
-        "paths": _paths(settings),
+        "tags": [{"name": name} for name in (PROTOCOL_TAG, PROJECT_TAG, SERVICE_TAG)],
+        "paths": {
+            path: {method: {"tags": [_tag(path)], **operation} for method, operation in methods.items()}
+            for path, methods in _paths(settings).items()
+        },
         "components": {
             "schemas": {
                 "Error": _object({"error": {"type": "string", "minLength": 10}}, "error", closed=True),
@@ -76,6 +86,11 @@ def description(settings: Settings) -> dict[str, Any]:
             },
         },
     }
+
+
+def _tag(path: str) -> str:
+    """Under which heading of /docs a route stands."""
+    return PROTOCOL_TAG if path in _PROTOCOL else PROJECT_TAG if path.startswith("/api/projects/") else SERVICE_TAG
 
 
 def _paths(settings: Settings) -> dict[str, Any]:
@@ -266,7 +281,7 @@ def _paths(settings: Settings) -> dict[str, Any]:
                     200: _file("A script or a style sheet.", "text/javascript", "text/css", "text/html"),
                     304: {"description": "As the ETag given says."},
                 },
-                parameters=[{"in": "path", "name": "name", "required": True, "schema": _TEXT}],
+                parameters=[{"in": "path", "name": "name", "required": True, "schema": {"enum": list(FILES)}}],
                 errors=(404,),
                 security=[{}],
             )
