@@ -28,6 +28,7 @@ from backend.loop.embed import Embedder
 from backend.loop.evaluate import carried_evaluation, kept_evaluation
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader, Inputs
+from backend.loop.prelabels import are_shown
 from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
 from backend.loop.shards import Shards
@@ -131,7 +132,6 @@ class Trainer:
         head = kept.round_head.head if kept else fitted.head if fitted else None
         if fitted is not None:
             self._fits[project_id] = ref(inputs.pool), fitted
-        entries = self._entries(config, plan)
         labels_used = kept.record.labels_used if kept else len(labeled)
         head_of = kept.record.version if kept else None
         version = self._registry.new_version(project_id, labels_used, self._now(), head_of)
@@ -152,7 +152,7 @@ class Trainer:
             fingerprint=inputs.backbone.fingerprint,
             random_state=self._settings.random_state,
             pool_size=len(plan.pool) + inputs.n_embedded - len(table.task_ids),
-            window=[entry.task_id for entry in entries],
+            window=[task_id for task_id, _ in plan.window],
             seed_task_ids=list(seed.task_ids) if seed else [],
             seed_strategy=seed.strategy if seed else None,
             seed_engine=seed.engine if seed else None,
@@ -171,6 +171,9 @@ class Trainer:
         last = previous or self._registry.newest_record(project_id)
         carried = kept_evaluation(kept.record, last, record) if kept else carried_evaluation(last, record)
         record = replace(record, **carried)
+        shown = head is not None and are_shown(record, last, self._settings.prelabel_from)
+        record = replace(record, prelabels=shown)
+        entries = self._entries(config, plan, shown)
         with watch.stage("save"):
             self._registry.save(record, head)
         with watch.stage("push"):
@@ -243,10 +246,10 @@ class Trainer:
         return Seed(previous.seed_task_ids, strategy, previous.seed_engine, previous.seed_engine_reason)
 
     @staticmethod
-    def _entries(config: ChoicesConfig, plan: Round) -> list[QueueEntry]:
+    def _entries(config: ChoicesConfig, plan: Round, with_results: bool) -> list[QueueEntry]:
         rows = np.searchsorted(plan.pool, [task_id for task_id, _ in plan.window]).tolist()
         return [
-            QueueEntry(task_id, queue_score, plan.scores.result(config, row) if plan.scores else [])
+            QueueEntry(task_id, queue_score, plan.scores.result(config, row) if plan.scores and with_results else [])
             for (task_id, queue_score), row in zip(plan.window, rows, strict=True)
         ]
 
