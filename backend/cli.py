@@ -26,7 +26,7 @@ from backend.errors import (
 )
 from backend.logs import configure_logging
 from backend.progress import progress
-from backend.shown import status_lines
+from backend.shown import settings_page, status_lines
 
 if TYPE_CHECKING:
     from backend.services import Services
@@ -126,7 +126,7 @@ def demo(
     ),
 )
 def settings(
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the table of docs/settings.md.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List all settings with default and meaning."""
@@ -134,11 +134,11 @@ def settings(
         rows = [{"name": name, "default": default, "meaning": text} for name, default, text in describe_settings()]
         typer.echo(json.dumps({"settings": rows}, indent=2, ensure_ascii=False))
         return
+    if as_markdown:
+        typer.echo(settings_page(), nl=False)
+        return
     for name, default, description in describe_settings():
-        if as_markdown:
-            typer.echo(f"| `{name}` | {f'`{default}`' if default else ''} | {description} |")
-        else:
-            typer.echo(f"{name:<24} {default:<28} {description}")
+        typer.echo(f"{name:<24} {default:<28} {description}")
 
 
 @app.command(rich_help_panel=SET_UP, epilog=example("python -m backend --env-file .env web"))

@@ -1,13 +1,36 @@
-"""A project's status for people: what they ask first stands first, and what is amiss says what to do."""
+"""What commands show to people: a project's status, what they ask first first; and the page of the settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from backend.config import describe_settings
+
 N_WINDOW_SHOWN = 8
 N_SENTENCES_SHOWN = 3
 WIDTH = 15
+
+
+SETTINGS_PAGE = """\
+# Settings
+
+Environment variables, or lines of a file given with `python -m backend --env-file FILE …`; what stands in the
+environment wins. `make` takes `.env`, and where there is none the demo's `.run/settings.env`. All mistakes are told at
+once, at the start, and a secret is never shown. [docker-compose.yml](../docker-compose.yml) passes all of them on. This
+page is what `python -m backend settings --markdown` prints.
+
+| setting | default | meaning |
+|---|---|---|
+"""
+
+
+def settings_page() -> str:
+    """The page docs/settings.md, Markdown."""
+    rows = [
+        f"| `{name}` | {f'`{default}`' if default else ''} | {text} |\n" for name, default, text in describe_settings()
+    ]
+    return SETTINGS_PAGE + "".join(rows)
 
 
 def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
