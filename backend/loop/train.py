@@ -28,7 +28,7 @@ from backend.loop.embed import Embedder
 from backend.loop.evaluate import carried_evaluation, kept_evaluation
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader, Inputs
-from backend.loop.prelabels import are_shown
+from backend.loop.prelabels import are_shown, described
 from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
 from backend.loop.shards import Shards
@@ -183,6 +183,8 @@ class Trainer:
             lock.check()
             self._registry.publish(project_id, version)
         self._prepare(inputs, record.detail_weight)
+        if head is not None and (previous is None or previous.kind == "seed" or previous.prelabels != shown):
+            logger.info("pre-labels project=%d %s", project_id, described(record, self._settings.prelabel_from))
         logger.info(
             "retrained project=%d version=%s labels=%d pool=%d took=%.2fs (%s)",
             project_id, version, len(labeled), len(plan.pool), watch.total, watch,

@@ -67,8 +67,9 @@ def answers(world: World) -> tuple[list[Any], list[Any]]:
     return pushed, world.services.predictor.predict(1, LABEL_CONFIG, asked)
 
 
-def test_before_the_accuracy_is_proven_there_are_scores_alone(world: World) -> None:
-    """In the queue and in /predict, and the status says so; once it is proven both carry results."""
+def test_before_the_accuracy_is_proven_there_are_scores_alone(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """In the queue and in /predict, and status and log say so; once it is proven both carry results."""
+    caplog.set_level("INFO", "backend.loop.train")
     world = world.again(prelabel_from=0.5)
     reds = [rgb(250 - n, 0, n) for n in range(10)]
     greens = [rgb(0, 250 - n, n) for n in range(10)]
@@ -94,6 +95,8 @@ def test_before_the_accuracy_is_proven_there_are_scores_alone(world: World) -> N
     pushed, answered = answers(world)
     assert all(item["result"] for item in (*pushed, *answered))
     assert world.services.status.project(1)["prelabels"]["note"].startswith("shown: the accuracy is at least 0.8")
+    told = [text for text in caplog.messages if text.startswith("pre-labels project=1 ")]
+    assert ["not shown" in text for text in told] == [True, False], "one line for each change"
 
 
 def test_each_state_has_its_sentence(record: VersionRecord) -> None:
