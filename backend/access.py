@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from flask import Request
     from werkzeug.datastructures import Authorization
 
-OPEN_TO_ALL = ("/openapi.json",)
+OPEN_TO_ALL = ("/openapi.json", "/docs")
 """Pages without anything of a user's in them: what the service offers stands in its source code, too."""
+
+OPEN_FOLDER = "/docs/"
+"""What /docs is made of."""
 
 PROBES = ("/health", "/ready")
 """What supervisors and load balancers ask, who have no credentials."""
@@ -32,7 +35,7 @@ def may_enter(request: Request, settings: Settings, webhook_secret: str) -> bool
     Without BACKEND_PASSWORD everybody may enter, but for the status pages if there is an API_TOKEN.
     """
     password = settings.backend_password
-    if request.path in OPEN_TO_ALL:
+    if request.path in OPEN_TO_ALL or request.path.startswith(OPEN_FOLDER):
         return True
     is_page = request.method in ("GET", "HEAD") and _is_page(request.path)
     if not password and not (is_page and settings.api_token):

@@ -7,28 +7,78 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
 from backend.config import Settings, describe_settings
-from backend.errors import BackendError
+from backend.errors import (
+    BackendError,
+    LabelStudioUnreachableError,
+    ProjectNotReadyError,
+    RedisUnavailableError,
+    StorageError,
+    UsageError,
+)
 from backend.logs import configure_logging
+from backend.progress import progress
+from backend.shown import settings_page, status_lines
+
+if TYPE_CHECKING:
+    from backend.services import Services
 
 PUBLISHED_WITHIN_S = 20.0
 """How long `models --use` waits for the worker before it says that it does not wait longer."""
 
+LOOK_EVERY_S = 0.5
+"""Pause between two looks at a project that is waited for."""
+
+WELL, FAILED, WRONG_USE, AWAY, STOPPED = 0, 1, 2, 3, 130
+"""Exit codes: as `EXIT_CODES` says."""
+
+EXIT_CODES = {
+    WELL: "all is well",
+    FAILED: "a check failed, or what was asked for cannot be done, and a sentence says why",
+    WRONG_USE: "wrong use, an option or argument is missing or not as it should be",
+    AWAY: "Label Studio, Redis or the data folder does not answer or not in time, try again later",
+    STOPPED: "stopped with Ctrl-C",
+}
+
+AWAY_ERRORS = (RedisUnavailableError, LabelStudioUnreachableError, StorageError, ProjectNotReadyError)
+
+TRY_IT = "1. Try it"
+SET_UP = "2. Set it up beside your Label Studio"
+LABELING = "3. While people label: how good is it, what looks wrong, which model"
+PLAN = "4. Plan: what would so many labels give?"
+
+PROGRAM = "active-learning"
+"""The file in the repository that shells can complete; `python -m backend` is none."""
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object, for programs.")]
+
+
+def example(*lines: str) -> str:
+    """The last lines of a command's help, one for each command line that can be copied."""
+    return "\n\n".join(["For example:", *lines])
+
+
 app = typer.Typer(
     name="python -m backend",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Active learning for Label Studio: the next image shown is the one that teaches the model most.",
-    epilog="Settings are environment variables (or lines of a file named with --env-file): "
-    "`python -m backend settings` lists them.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Active learning for Label Studio: the next image shown is the one that teaches the model most.\n\n"
+    "Commands stand in the order in which one needs them; each has a --help with examples, and --json for programs.",
+    epilog="Settings are environment variables, or lines of a file: python -m backend --env-file .env COMMAND. "
+    "`python -m backend settings` lists them.\n\nExit codes: "
+    + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+    + f".\n\nIn a clone ./{PROGRAM} is the same, and your shell completes it after ./{PROGRAM} --install-completion.",
 )
 
 
@@ -40,7 +90,58 @@ def _options(
     context.obj = env_file
 
 
-@app.command()
+@app.command(
+    rich_help_panel=TRY_IT,
+    epilog=example(
+        "make demo IMAGES=~/pictures",
+        "python -m backend demo --images ~/pictures --labels cat,dog",
+    ),
+)
+def demo(
+    context: typer.Context,
+    images: Annotated[Path | None, typer.Option(help="Folder of images; class folders name the labels.")] = None,
+    labels: Annotated[str, typer.Option(help="Labels, separated by commas; default: the class folders.")] = "",
+    label_studio_port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    backend_port: Annotated[int, typer.Option(min=1, max=65535)] = 9090,
+    run_dir: Annotated[Path, typer.Option(help="Folder for everything the demo keeps.")] = Path(".run"),
+) -> None:
+    """Start Redis, Label Studio, web service and worker with a project of your images; Ctrl-C stops them all."""
+    from backend.demo import Demo, DemoOptions
+
+    options = DemoOptions(
+        images=images,
+        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
+        label_studio_port=label_studio_port,
+        backend_port=backend_port,
+        run_dir=run_dir.absolute(),
+    )
+    Demo(options, env_file=context.obj).run()
+
+
+@app.command(
+    rich_help_panel=SET_UP,
+    epilog=example(
+        "python -m backend settings",
+        "python -m backend settings --markdown > docs/settings.md",
+    ),
+)
+def settings(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/settings.md.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List all settings with default and meaning."""
+    if as_json:
+        rows = [{"name": name, "default": default, "meaning": text} for name, default, text in describe_settings()]
+        typer.echo(json.dumps({"settings": rows}, indent=2, ensure_ascii=False))
+        return
+    if as_markdown:
+        typer.echo(settings_page(), nl=False)
+        return
+    for name, default, description in describe_settings():
+        typer.echo(f"{name:<24} {default:<28} {description}")
+
+
+@app.command(rich_help_panel=SET_UP, epilog=example("python -m backend --env-file .env web"))
 def web(context: typer.Context) -> None:
     """Run the web service that Label Studio talks to (gunicorn)."""
     from backend.services import Services
@@ -50,7 +151,7 @@ def web(context: typer.Context) -> None:
     serve(Services(settings))
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP, epilog=example("python -m backend --env-file .env worker"))
 def worker(context: typer.Context) -> None:
     """Run the worker that embeds, trains and fills the queue; several may run."""
     from backend.machine import give_way
@@ -65,18 +166,37 @@ def worker(context: typer.Context) -> None:
     run_worker(Services(settings), name=child.name, dead=child.dead)
 
 
-@app.command()
-def connect(context: typer.Context, project: Annotated[int, typer.Argument(help="Label Studio's project id.")]) -> None:
-    """Attach this service to a Label Studio project; safe to run again."""
+@app.command(rich_help_panel=SET_UP, epilog=example("python -m backend connect 3 --wait"))
+def connect(
+    context: typer.Context,
+    project: Annotated[int, typer.Argument(help="Label Studio's project id: the number in its address.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until the first batch is on top of the queue, and show how far it is.")
+    ] = False,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Longest --wait, in seconds.")] = 3600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Attach this service to a Label Studio project; safe to run again.
+
+    ML backend with Basic auth, webhook with a secret header, sampling by uncertainty, pre-labels, embedding.
+    """
     from backend.services import Services
 
-    connection = Services(_settings(context, quiet=True)).connector.connect(project)
-    typer.echo(f"connected to project {connection.project_id}, {connection.title!r}")
-    for step in connection.steps:
-        typer.echo(f"  {step}")
+    services = Services(_settings(context, quiet=True))
+    connection = services.connector.connect(project)
+    if not as_json:
+        typer.echo(f"connected to project {connection.project_id}, {connection.title!r}")
+        for step in connection.steps:
+            typer.echo(f"  {step}")
+    version = _first_version(services, project, timeout_s) if wait else None
+    if as_json:
+        said = {"project_id": connection.project_id, "title": connection.title, "steps": list(connection.steps)}
+        typer.echo(json.dumps({**said, **({"model_version": version} if wait else {})}, indent=2, ensure_ascii=False))
+    elif version:
+        typer.echo(f"ready to label: the queue is ordered by {version}")
 
 
-@app.command()
+@app.command(rich_help_panel=SET_UP, epilog=example("python -m backend doctor", "python -m backend doctor 3 --json"))
 def doctor(
     context: typer.Context,
     project: Annotated[list[int] | None, typer.Argument(help="Projects to check; default: all connected ones.")] = None,
@@ -97,23 +217,68 @@ def doctor(
             typer.echo(f"      → {check.cure}")
     if n_broken:
         typer.echo(f"{n_broken} broken", err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
-@app.command()
-def status(context: typer.Context, project: Annotated[int, typer.Argument(help="Project id.")]) -> None:
-    """Print a project's status as JSON."""
+@app.command(
+    "banned-subnets",
+    rich_help_panel=SET_UP,
+    epilog=example(
+        "python -m backend banned-subnets",
+        "python -m backend banned-subnets 172.20.0.0/24",
+    ),
+)
+def banned_subnets(
+    context: typer.Context,
+    allow: Annotated[
+        list[str] | None, typer.Argument(help="Networks to allow; default: the address of BACKEND_URL.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the USER_ADDITIONAL_BANNED_SUBNETS that opens this address only."""
+    from backend.addresses import forbidden_except
+
+    if not allow:
+        host = urlsplit(_settings(context, quiet=True).backend_url).hostname or ""
+        try:
+            allow = [socket.gethostbyname(host)]
+        except OSError as exc:
+            raise BackendError(f"{host!r} of BACKEND_URL cannot be resolved here; name its network yourself") from exc
+    try:
+        banned = forbidden_except(*allow)
+    except ValueError as exc:
+        raise UsageError(f"{exc}; expected a network such as 172.20.0.0/24") from exc
+    typer.echo(json.dumps({"USER_ADDITIONAL_BANNED_SUBNETS": banned}) if as_json else ",".join(banned))
+
+
+@app.command(
+    rich_help_panel=LABELING,
+    epilog=example(
+        "python -m backend status 3",
+        "python -m backend status 3 --json | jq .forecast.suggestion",
+    ),
+)
+def status(
+    context: typer.Context,
+    project: Annotated[int, typer.Argument(help="Project id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object; so it is, too, when piped.")] = False,
+) -> None:
+    """Say how a project is: labels, accuracy, whether to go on, what comes next, what is going on, what fails."""
     from backend.services import Services
 
-    found = json.dumps(Services(_settings(context, quiet=True)).status.project(project), indent=2, ensure_ascii=False)
-    typer.echo(_lists_of_numbers_in_one_line(found))
+    found = Services(_settings(context, quiet=True)).status.project(project)
+    if as_json or not sys.stdout.isatty():
+        typer.echo(_lists_of_numbers_in_one_line(json.dumps(found, indent=2, ensure_ascii=False)))
+        return
+    for line in status_lines(found):
+        typer.echo(line)
 
 
-@app.command()
+@app.command(rich_help_panel=LABELING, epilog=example("python -m backend suspects 3"))
 def suspects(
     context: typer.Context,
     project: Annotated[int, typer.Argument(help="Project id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the labels that look wrong, the likeliest error first, each with a link to the task."""
     from dataclasses import asdict
@@ -137,11 +302,11 @@ def suspects(
     typer.echo(f"{found.n_suspects} of {found.n_labels} labels suspected in {found.model_version}{more}")
 
 
-@app.command()
+@app.command(rich_help_panel=LABELING, epilog=example("python -m backend disagreements 3"))
 def disagreements(
     context: typer.Context,
     project: Annotated[int, typer.Argument(help="Project id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the tasks that several people answered differently, the greatest disagreement first, each with a link."""
     from backend.services import Services
@@ -169,7 +334,14 @@ def disagreements(
     )
 
 
-@app.command()
+@app.command(
+    rich_help_panel=LABELING,
+    epilog=example(
+        "python -m backend models 3",
+        "python -m backend models 3 --use v0012",
+        "python -m backend models 3 --use newest",
+    ),
+)
 def models(
     context: typer.Context,
     project: Annotated[int, typer.Argument(help="Project id.")],
@@ -180,14 +352,14 @@ def models(
             metavar="VERSION", help="Go back to a version and stay with it; `newest` goes on with the labels."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List model versions, the newest first; look at one, or go back to one. VERSION may be its number: v0012."""
     from backend.loop.versions import NEWEST
     from backend.services import Services
 
     if show and use:
-        raise BackendError("--show and --use cannot be given together; look at the version first, then use it")
+        raise UsageError("--show and --use cannot be given together; look at the version first, then use it")
     services = Services(_settings(context, quiet=True))
     versions = services.versions
     if show:
@@ -208,41 +380,12 @@ def models(
         typer.echo(f"project {project} has no version yet")
 
 
-@app.command()
-def settings(
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
-) -> None:
-    """List all settings with default and meaning."""
-    for name, default, description in describe_settings():
-        if as_markdown:
-            typer.echo(f"| `{name}` | {f'`{default}`' if default else ''} | {description} |")
-        else:
-            typer.echo(f"{name:<24} {default:<28} {description}")
-
-
-@app.command("banned-subnets")
-def banned_subnets(
-    context: typer.Context,
-    allow: Annotated[
-        list[str] | None, typer.Argument(help="Networks to allow; default: the address of BACKEND_URL.")
-    ] = None,
-) -> None:
-    """Print the USER_ADDITIONAL_BANNED_SUBNETS that opens this address only."""
-    from backend.addresses import forbidden_except
-
-    if not allow:
-        host = urlsplit(_settings(context, quiet=True).backend_url).hostname or ""
-        try:
-            allow = [socket.gethostbyname(host)]
-        except OSError as exc:
-            raise BackendError(f"{host!r} of BACKEND_URL cannot be resolved here; name its network yourself") from exc
-    try:
-        typer.echo(",".join(forbidden_except(*allow)))
-    except ValueError as exc:
-        raise BackendError(f"{exc}; expected a network such as 172.20.0.0/24") from exc
-
-
-@app.command()
+@app.command(
+    rich_help_panel=PLAN,
+    epilog=example(
+        "python -m backend simulate --images photos/ --budgets 10,30,60 --seeds 5 --json out.json --plot out.svg",
+    ),
+)
 def simulate(
     context: typer.Context,
     images: Annotated[Path, typer.Option(help="Folder of class folders; their names are the labels.")],
@@ -264,9 +407,6 @@ def simulate(
     and with the service's learner random, coreset, typical_coreset, typiclust, probcover throughout, or margin,
     information_density, least_confidence, entropy, coral, badge, knn_of_high_loss after the service's first batch.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from backend.loop.plot import check_plot_file, plot_learning_curves
     from backend.loop.simulate import STRATEGIES, embed_folder, report, summary
     from backend.loop.simulate import simulate as run
@@ -274,31 +414,27 @@ def simulate(
 
     settings = _settings(context, quiet=True)
     if not images.is_dir():
-        raise BackendError(f"--images {images} is not a folder; give a folder of class folders")
+        raise UsageError(f"--images {images} is not a folder; give a folder of class folders")
     if plot is not None:
         check_plot_file(plot)
+    for option, file in (("--json", json_file), ("--plot", plot)):
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(f"{option} {file}: there is no folder {file.parent}; make it first")
     backbone = Services(settings).backbone()
     if backbone.warning:
         typer.echo(f"note: {backbone.warning}", err=True)
     names = strategy or ["default", "baseline"]
     wanted = _whole_numbers(budgets)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        embedding = progress.add_task("embedding")
-
-        def advance(done: int, total: int) -> None:
-            speed = progress.tasks[0].speed
-            text = f"embedding, {speed:.0f}/s" if speed else "embedding"
-            progress.update(embedding, completed=done, total=total, description=text)
-
-        pictures = embed_folder(backbone, images, advance)
-        labeling = progress.add_task("labeling", total=len(names) * len(set(wanted)) * seeds)
+    with progress() as advance:
+        pictures = embed_folder(backbone, images, lambda done, total: advance("embedding", done, total))
+        n_rows = len(names) * len(set(wanted)) * seeds
         rows = []
         for row in run(
             pictures, strategies=names, budgets=wanted, n_seeds=seeds, settings=settings, step=step,
             n_jobs=jobs or os.cpu_count() or 1,
         ):  # fmt: skip
             rows.append(row)
-            progress.advance(labeling)
+            advance("labeling", len(rows), n_rows)
     typer.echo(f"accuracy on the held-out fifth, mean ± standard deviation of {seeds} seeds")
     typer.echo("labels".ljust(18) + "".join(f"{budget:>15}" for budget in sorted(set(wanted))))
     for name, by_budget in summary(rows).items():
@@ -313,37 +449,51 @@ def simulate(
         plot_learning_curves(summary(rows), f"{images.name}, {backbone.name}, {seeds} seeds", plot)
 
 
-@app.command()
-def demo(
-    context: typer.Context,
-    images: Annotated[Path | None, typer.Option(help="Folder of images; class folders name the labels.")] = None,
-    labels: Annotated[str, typer.Option(help="Labels, separated by commas; default: the class folders.")] = "",
-    label_studio_port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
-    backend_port: Annotated[int, typer.Option(min=1, max=65535)] = 9090,
-    run_dir: Annotated[Path, typer.Option(help="Folder for everything the demo keeps.")] = Path(".run"),
-) -> None:
-    """Start Redis, Label Studio, web service and worker with a project of your images; Ctrl-C stops them all."""
-    from backend.demo import Demo, DemoOptions
-
-    options = DemoOptions(
-        images=images,
-        labels=tuple(label.strip() for label in labels.split(",") if label.strip()),
-        label_studio_port=label_studio_port,
-        backend_port=backend_port,
-        run_dir=run_dir.absolute(),
-    )
-    Demo(options, env_file=context.obj).run()
-
-
 def main() -> None:
-    """Entry point: errors are one sentence and a non-zero exit code."""
+    """Entry point: errors are one sentence and an exit code that says of which kind they are."""
     try:
+        _check_completion(sys.argv)
         app()
     except BackendError as exc:
         typer.echo(f"error: {exc}", err=True)
-        sys.exit(1)
+        sys.exit(exit_code(exc))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(STOPPED)
+
+
+def exit_code(exc: BackendError) -> int:
+    """What a command ends with after this error; see `EXIT_CODES`."""
+    return AWAY if isinstance(exc, AWAY_ERRORS) else WRONG_USE if isinstance(exc, UsageError) else FAILED
+
+
+def _check_completion(arguments: Sequence[str]) -> None:
+    """A shell completes what follows the name of a program, which `python -m backend` is not."""
+    asked = [name for name in arguments[1:] if name in ("--install-completion", "--show-completion")]
+    if asked and Path(arguments[0]).name != PROGRAM:
+        raise UsageError(f"shells complete after the name of a program; run: ./{PROGRAM} {asked[0]}")
+
+
+def _first_version(services: Services, project: int, timeout_s: float) -> str:
+    """The published version, once there is one; meanwhile it is shown how far the embedding is."""
+    deadline = time.monotonic() + timeout_s
+    with progress() as advance:
+        while True:
+            found = services.status.project(project)
+            if embedding := found["embedding"]:
+                advance("embedding", embedding["done"], embedding["total"])
+            if found["model_version"]:
+                return str(found["model_version"])
+            if found["n_workers"] == 0:
+                raise ProjectNotReadyError(
+                    "no worker runs, so nothing is embedded; start one: python -m backend worker, and wait again: "
+                    f"python -m backend connect {project} --wait"
+                )
+            if time.monotonic() > deadline:
+                raise ProjectNotReadyError(
+                    f"project {project} has no first batch after {timeout_s:.0f} s "
+                    f"({found['last_error'] or 'no error'}); how far it is: python -m backend status {project}"
+                )
+            time.sleep(LOOK_EVERY_S)
 
 
 def _people(ids: Sequence[int | None]) -> str:
@@ -375,7 +525,7 @@ def _whole_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise BackendError(f"--budgets {text!r} is not a list of whole numbers such as 10,30,60") from None
+        raise UsageError(f"--budgets {text!r} is not a list of whole numbers such as 10,30,60") from None
 
 
 def _settings(context: typer.Context, *, quiet: bool = False) -> Settings:

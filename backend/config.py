@@ -133,6 +133,17 @@ def _share(raw: str) -> float:
     return value
 
 
+def _share_or_bound(raw: str) -> float:
+    bound = "a share from 0 to 1, such as 0.8"
+    try:
+        value = float(raw)
+    except ValueError:
+        raise ValueError(bound) from None
+    if not 0 <= value <= 1:
+        raise ValueError(bound)
+    return value
+
+
 def _switch(raw: str) -> bool:
     if raw.lower() in ("1", "true", "yes", "on"):
         return True
@@ -205,6 +216,11 @@ class Settings:
     )
     target_accuracy: float = _setting(
         _share, 0.95, "accuracy to reach, 0 to 1; the status says how many more labels that takes"
+    )
+    prelabel_from: float = _setting(
+        _share_or_bound,
+        0.8,
+        "accuracy, 0 to 1, from which pre-labels are shown, its lower bound counts; 0: always, 1: never",
     )
     publish_wait_s: float = _setting(
         _seconds(0), 0.6, "longest wait of a webhook answer for the version with its label; 0: never wait"

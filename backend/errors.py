@@ -11,6 +11,14 @@ class SettingsError(BackendError):
     """One or more settings are missing or malformed; the message lists all of them."""
 
 
+class UsageError(BackendError):
+    """A command was given options or arguments that it cannot be run with."""
+
+
+class ProjectNotReadyError(BackendError):
+    """What was waited for did not come in time."""
+
+
 class BadRequestError(BackendError):
     """A request to the web service cannot be understood; the message says what was expected."""
 

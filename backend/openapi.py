@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from backend.api_pages import FILES
 from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, MAX_NESTING
 from backend.config import Settings
 from backend.loop.connect import PROJECT_HEADER, SECRET_HEADER
@@ -21,10 +22,15 @@ WEBHOOK: Sequence[Mapping[str, Sequence[str]]] = ({"webhookSecret": []}, {"basic
 PAGE: Sequence[Mapping[str, Sequence[str]]] = ({"basic": []}, {"token": []})
 ALL: Sequence[Mapping[str, Sequence[str]]] = ({}, {"basic": []})
 
+PROTOCOL_TAG = "What Label Studio asks"
+PROJECT_TAG = "Projects"
+SERVICE_TAG = "The service"
+_PROTOCOL = ("/health", "/setup", "/predict", "/webhook", "/job_status", "/versions")
+
 _ERRORS = {
     400: "The request cannot be understood; the sentence says what was expected.",
     401: "Wrong or missing credentials.",
-    404: "There is no such project, version or task.",
+    404: "There is no such project, version, task or page.",
     408: "The body did not come whole, or not in time.",
     409: "The version cannot be used here; the sentence says why.",
     413: "The body is larger than MAX_REQUEST_BYTES, or holds more tasks than MAX_TASKS_PER_REQUEST.",
@@ -65,7 +71,11 @@ def description(settings: Settings) -> dict[str, Any]:
             f"most {MAX_NESTING} deep.",
         },
         "security": list(LABEL_STUDIO),
-        "paths": _paths(settings),
+        "tags": [{"name": name} for name in (PROTOCOL_TAG, PROJECT_TAG, SERVICE_TAG)],
+        "paths": {
+            path: {method: {"tags": [_tag(path)], **operation} for method, operation in methods.items()}
+            for path, methods in _paths(settings).items()
+        },
         "components": {
             "schemas": {
                 "Error": _object({"error": {"type": "string", "minLength": 10}}, "error", closed=True),
@@ -77,6 +87,11 @@ def description(settings: Settings) -> dict[str, Any]:
             },
         },
     }
+
+
+def _tag(path: str) -> str:
+    """Under which heading of /docs a route stands."""
+    return PROTOCOL_TAG if path in _PROTOCOL else PROJECT_TAG if path.startswith("/api/projects/") else SERVICE_TAG
 
 
 def _paths(settings: Settings) -> dict[str, Any]:
@@ -325,6 +340,26 @@ def _paths(settings: Settings) -> dict[str, Any]:
                 security=[{}],
             )
         },
+        "/docs": {
+            "get": _operation(
+                "This description as a page.",
+                {200: _file("The page.", "text/html"), 304: {"description": "As the ETag given says."}},
+                errors=(),
+                security=[{}],
+            )
+        },
+        "/docs/{name}": {
+            "get": _operation(
+                "What that page is made of.",
+                {
+                    200: _file("A script or a style sheet.", "text/javascript", "text/css", "text/html"),
+                    304: {"description": "As the ETag given says."},
+                },
+                parameters=[{"in": "path", "name": "name", "required": True, "schema": {"enum": list(FILES)}}],
+                errors=(404,),
+                security=[{}],
+            )
+        },
     }
 
 
@@ -458,7 +493,8 @@ def _parameter(place: str, name: str, schema: Schema, *, required: bool = False)
 
 
 def _file(text: str, *content_types: str) -> Schema:
-    return {"description": text, "content": {content_type: {} for content_type in content_types}}
+    schema_of = {kind: {"schema": _TEXT} if kind.startswith("text/") else {} for kind in content_types}
+    return {"description": text, "content": schema_of}
 
 
 def _json(text: str, schema: Schema) -> Schema:

@@ -263,6 +263,7 @@ class VersionRecord:
     labels_given: int | None = None
     embeddings_digest: str | None = None  # which task had which image, see `EmbeddingTable.digest`
     release: str | None = None  # of this package
+    prelabels: bool = True  # whether its predictions carry a result; see `loop.prelabels`
     # How far people who answered the same tasks agree; see `loop.agreement`.
     agreement: Mapping[str, Any] | None = None
     n_disagreements: int = 0

@@ -14,6 +14,7 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from backend import access
+from backend.api_pages import add_api_pages
 from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, json_object, tasks_of, text_of
 from backend.choices import parse_labeling_config
 from backend.dashboard import add_dashboard
@@ -89,6 +90,7 @@ def create_app(services: Services) -> Flask:
     _add_versions(app, services)
     add_dashboard(app, services)
     add_map(app, services)
+    add_api_pages(app)
     return app
 
 
@@ -327,7 +329,6 @@ def _fail(exc: Exception) -> Response:
 
 def _finish(answer: Response) -> Response:
     for name, text in HEADERS.items():
-        answer.headers.setdefault(name, text)  # a route may say otherwise
         answer.headers.setdefault(name, text)  # a page for people says itself what it may load and keep
     took = time.monotonic() - g.get("started", time.monotonic())
     logger.debug(

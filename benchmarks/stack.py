@@ -343,7 +343,7 @@ def prepare(
     folder = Path(stop.enter_context(tempfile.TemporaryDirectory(prefix="service-")))
     redis_port = stop.enter_context(redis(folder))
     url = stop.enter_context(label_studio(folder, projects))
-    given = {**backbone.settings, **{name.upper(): value for name, value in settings.items()}}
+    given = {"PRELABEL_FROM": "0", **backbone.settings, **{name.upper(): value for name, value in settings.items()}}
     service = Service(folder, redis_port, url, **given)
     person = Submitter(url, next(iter(projects)))
     stop.callback(person.close)

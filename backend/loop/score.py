@@ -142,7 +142,7 @@ class Predictor:
                     continue
                 answers.append(
                     {
-                        "result": scores.result(config, row),
+                        "result": scores.result(config, row) if record.prelabels else [],
                         "score": float(scores.queue_scores[row]),
                         "model_version": record.version,
                     }

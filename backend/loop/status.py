@@ -12,6 +12,7 @@ from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import RedisUnavailableError, VersionNotFoundError
 from backend.loop.backbones import BACKBONE_WARNING
+from backend.loop.prelabels import described
 from backend.loop.projects import check_known
 from backend.loop.retries import LAST_ERROR, Retries
 from backend.loop.versions import VERSION_NOTE, pin_as_json
@@ -71,6 +72,7 @@ class StatusReader:
             "expected_accuracy": record.expected_accuracy if record else None,
             "calibration_error": record.calibration_error if record else None,
             "validation": self._validation(record),
+            "prelabels": self._prelabels(record),
             "forecast": dict(record.forecast) if record and record.forecast else None,
             "n_suspects": record.n_suspects if record else 0,
             "suspects": self._suspects(record) if record else [],
@@ -151,6 +153,17 @@ class StatusReader:
             "labels_used": record.labels_used if record else None,
             "note": self._ask(lambda: self._jobs.note(0, FINETUNING_OBSTACLE)) or note,
             "error": record.error if record else None,
+        }
+
+    @staticmethod
+    def _prelabels(self, record: VersionRecord | None) -> dict[str, Any] | None:
+        if record is None:
+            return None
+        wanted = self._settings.prelabel_from
+        return {
+            "shown": record.kind == "model" and record.prelabels,
+            "from": wanted,
+            "note": described(record, wanted),
         }
 
     @staticmethod

@@ -27,6 +27,7 @@ from backend.loop.embed import Embedder
 from backend.loop.evaluate import carried_evaluation, kept_evaluation
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader, Inputs, labels_digest
+from backend.loop.prelabels import are_shown, described
 from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
 from backend.loop.shards import Shards
@@ -130,7 +131,6 @@ class Trainer:
         head = kept.round_head.head if kept else fitted.head if fitted else None
         if fitted is not None:
             self._fits[project_id] = ref(inputs.pool), fitted
-        entries = self._entries(config, plan)
         labels_used = kept.record.labels_used if kept else len(labeled)
         head_of = kept.record.version if kept else None
         version = self._registry.new_version(project_id, labels_used, self._now(), head_of)
@@ -151,7 +151,7 @@ class Trainer:
             fingerprint=inputs.backbone.fingerprint,
             random_state=self._settings.random_state,
             pool_size=len(plan.pool) + inputs.n_embedded - len(table.task_ids),
-            window=[entry.task_id for entry in entries],
+            window=[task_id for task_id, _ in plan.window],
             seed_task_ids=list(seed.task_ids) if seed else [],
             seed_strategy=seed.strategy if seed else None,
             seed_engine=seed.engine if seed else None,
@@ -171,6 +171,9 @@ class Trainer:
         last = previous or self._registry.newest_record(project_id)
         carried = kept_evaluation(kept.record, last, record) if kept else carried_evaluation(last, record)
         record = replace(record, **carried)
+        shown = head is not None and are_shown(record, last, self._settings.prelabel_from)
+        record = replace(record, prelabels=shown)
+        entries = self._entries(config, plan, shown)
         with watch.stage("save"):
             self._registry.save(record, head)
         with watch.stage("push"):
@@ -180,6 +183,8 @@ class Trainer:
             lock.check()
             self._registry.publish(project_id, version)
         self._prepare(inputs, record.detail_weight)
+        if head is not None and (previous is None or previous.kind == "seed" or previous.prelabels != shown):
+            logger.info("pre-labels project=%d %s", project_id, described(record, self._settings.prelabel_from))
         logger.info(
             "retrained project=%d version=%s labels=%d pool=%d took=%.2fs (%s)",
             project_id, version, len(labeled), len(plan.pool), watch.total, watch,
@@ -243,10 +248,10 @@ class Trainer:
         return Seed(previous.seed_task_ids, strategy, previous.seed_engine, previous.seed_engine_reason)
 
     @staticmethod
-    def _entries(config: ChoicesConfig, plan: Round) -> list[QueueEntry]:
+    def _entries(config: ChoicesConfig, plan: Round, with_results: bool) -> list[QueueEntry]:
         rows = np.searchsorted(plan.pool, [task_id for task_id, _ in plan.window]).tolist()
         return [
-            QueueEntry(task_id, queue_score, plan.scores.result(config, row) if plan.scores else [])
+            QueueEntry(task_id, queue_score, plan.scores.result(config, row) if plan.scores and with_results else [])
             for (task_id, queue_score), row in zip(plan.window, rows, strict=True)
         ]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from fakes import CREATED, LABEL_CONFIG, World, add_cats_and_dogs, label, retrain, rgb
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -19,8 +22,17 @@ from typer.testing import CliRunner, Result
 from backend import cli
 from backend.addresses import forbidden_except
 from backend.config import Settings, describe_settings
-from backend.errors import BackendError, ProjectNotFoundError, SettingsError
+from backend.errors import (
+    BackendError,
+    LabelStudioUnreachableError,
+    ProjectNotFoundError,
+    ProjectNotReadyError,
+    RedisUnavailableError,
+    SettingsError,
+    UsageError,
+)
 from backend.loop.simulate import STRATEGIES
+from backend.shown import status_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,13 +70,14 @@ def test_settings_are_listed_with_default_and_meaning() -> None:
         assert line.endswith(description)
 
 
-def test_settings_as_the_table_of_the_readme() -> None:
-    """The README holds exactly these rows, so it cannot be out of date."""
-    rows = run("settings", "--markdown").output.splitlines()
-    assert all(row.startswith("| `") and row.endswith(" |") for row in rows)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [row for row in rows if row not in readme]
-    assert missing == []
+def test_settings_as_their_page() -> None:
+    """docs/settings.md is what the command prints, so it cannot be out of date; the README's few are among its rows."""
+    page = run("settings", "--markdown").output
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == page, "settings --markdown > docs/settings.md"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
+    rows = [line for line in readme.splitlines() if line.startswith("| `")]
+    assert rows
+    assert set(rows) <= set(page.splitlines())
 
 
 def test_every_command_is_explained() -> None:
@@ -77,6 +90,109 @@ def test_every_command_is_explained() -> None:
         explained = run(name, "--help")
         assert explained.exit_code == 0
         assert len(explained.output) > 100
+
+
+COMMANDS = {
+    command.name or command.callback.__name__: command for command in cli.app.registered_commands if command.callback
+}
+ENDLESS = {"demo", "web", "worker"}
+"""They run until they are stopped; the tests of the demo and of the servers run them."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_can_be_typed(name: str) -> None:
+    """Its help shows at least one, and each is a command line that the parser takes."""
+    command = COMMANDS[name]
+    assert command.rich_help_panel in (cli.TRY_IT, cli.SET_UP, cli.LABELING, cli.PLAN)
+    lines = (command.epilog or "").split("\n\n")
+    assert lines[0] == "For example:"
+    shown = " ".join(run(name, "--help").output.split())
+    for line in lines[1:]:
+        assert line.split()[0] in shown
+        if line.startswith("python -m backend "):
+            parsed_without_error(line)
+    assert any(line.startswith("python -m backend ") for line in lines)
+
+
+def parsed_without_error(line: str) -> None:
+    """Raises click's UsageError for a command line that nobody could run; what follows a pipe or a > is the shell's."""
+    arguments = shlex.split(line.split("|")[0].split(" > ")[0])[3:]
+    group: Any = typer.main.get_command(cli.app)
+    context = group.make_context("backend", arguments, resilient_parsing=False)
+    name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
+    command.make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_test(name: str) -> None:
+    """It is run somewhere among the tests."""
+    asked = re.compile(rf'"{name}"')
+    assert [path for path in (ROOT / "tests").rglob("test_*.py") if asked.search(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - ENDLESS))
+def test_every_command_that_answers_has_json(name: str) -> None:
+    """One switch for programs, everywhere of the same name."""
+    assert "--json" in run(name, "--help").output
+
+
+def test_the_exit_codes_are_told_and_kept() -> None:
+    """`--help` names them all, and each kind of error has its own."""
+    shown = " ".join(run("--help").output.split())
+    assert all(f"{code} {meaning}" in shown for code, meaning in cli.EXIT_CODES.items())
+    assert cli.exit_code(BackendError("no")) == cli.exit_code(SettingsError("no")) == 1
+    assert cli.exit_code(UsageError("no")) == 2
+    away = (RedisUnavailableError("no"), LabelStudioUnreachableError("no"), ProjectNotReadyError("no"))
+    assert [cli.exit_code(error) for error in away] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"settings", "simulate", "banned-subnets"}))
+def test_a_mistyped_option_is_exit_code_2(name: str) -> None:
+    """Before anything is read or asked."""
+    done = run(name, "--no-such-option")
+    assert done.exit_code == 2
+    assert "no-such-option" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["status", "1"], ["connect", "1"], ["models", "1", "--use", "newest"]])
+def test_without_redis_is_exit_code_3_or_what_is_known_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """A status is read from the data folder; what needs Redis says that it is away."""
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:1")
+    assert run_main(monkeypatch, *arguments) == (1 if arguments[0] != "connect" else 3)
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_shell_can_complete_the_program_of_the_clone(tmp_path: Path) -> None:
+    """Its script is printed, and asking with the word begun gives the commands."""
+    program = ROOT / cli.PROGRAM
+    assert os.access(program, os.X_OK)
+    environment = {"PATH": os.defpath, "_ACTIVE_LEARNING_COMPLETE": "complete_bash"}
+    begun = {"COMP_WORDS": "active-learning s", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path, env={**environment, **begun}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["settings", "status", "suspects", "simulate"]
+
+
+def test_completion_of_no_program_says_which_to_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m backend` is three words."""
+    assert run_main(monkeypatch, "--install-completion") == 2
+    assert "run: ./active-learning --install-completion" in capsys.readouterr().err
+
+
+def test_settings_and_banned_subnets_as_json() -> None:
+    """For programs."""
+    rows = json.loads(run("settings", "--json").output)["settings"]
+    assert [row["name"] for row in rows] == [name for name, _, _ in describe_settings()]
+    banned = json.loads(run("banned-subnets", "172.20.0.0/24", "--json").output)
+    assert banned == {"USER_ADDITIONAL_BANNED_SUBNETS": forbidden_except("172.20.0.0/24")}
 
 
 def test_simulate_prints_a_table_and_writes_every_measurement(tmp_path: Path) -> None:
@@ -111,6 +227,7 @@ def test_simulate_prints_a_table_and_writes_every_measurement(tmp_path: Path) ->
     [
         (["--images", "/nowhere"], "--images /nowhere is not a folder"),
         (["--images", ".", "--plot", "curves.pdf"], "'curves.pdf'; expected a name that ends in .png or .svg"),
+        (["--images", ".", "--json", "/nowhere/out.json"], "--json /nowhere/out.json: there is no folder /nowhere"),
         (["--images", ".", "--budgets", "ten"], "'ten' is not a list of whole numbers such as 10,30,60"),
     ],
 )
@@ -135,6 +252,54 @@ def test_connect_says_what_it_did(built: World) -> None:
     assert "webhook: http://127.0.0.1:9090/webhook" in done.output
     assert "pass-w0rd" not in done.output
     assert built.services.webhook_secret not in done.output
+
+
+def test_connect_waits_for_the_first_batch(built: World) -> None:
+    """How far the embedding is, on standard error; then what the queue is ordered by."""
+    built.label_studio.add_project(1, [rgb(1, 1), rgb(2, 2)])
+    built.embed_all()
+    assert built.services.trainer.retrain(1) is not None
+    done = run("connect", "1", "--wait")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1].startswith("ready to label: the queue is ordered by v0001-0labels-")
+    said = json.loads(run("connect", "1", "--wait", "--json").stdout)
+    assert said["title"] == "Animals"
+    assert said["model_version"].startswith("v0001-0labels-")
+    assert len(said["steps"]) == 6
+
+
+@pytest.mark.parametrize(("n_workers", "sentence"), [(0, "no worker runs"), (1, "no first batch after 1 s")])
+def test_connect_does_not_wait_for_ever(
+    built: World, monkeypatch: pytest.MonkeyPatch, n_workers: int, sentence: str
+) -> None:
+    """Without a worker not at all, else as long as it was told to."""
+    built.label_studio.add_project(1, [rgb(1, 1)])
+    monkeypatch.setattr(built.jobs, "n_workers", lambda: n_workers)
+    done = run("connect", "1", "--wait", "--timeout-s", "1")
+    assert isinstance(done.exception, ProjectNotReadyError)
+    assert sentence in str(done.exception)
+
+
+def test_status_on_a_terminal_is_for_people(mislabeled: World) -> None:
+    """The lines that a terminal gets; JSON is for everything else."""
+    lines = list(status_lines(mislabeled.services.status.project(1)))
+    assert lines[0].startswith("project 1: v0001-21labels-")
+    text = "\n".join(lines)
+    assert "labels          21 used (cat 10, dog 11); 0 images left" in text
+    assert ", cross-validated on the labeled tasks" in text
+    assert "next            nothing is in the queue" in text
+    assert "training        no worker runs: start one with python -m backend worker" in text
+    assert "suspects        1 labels look wrong; see: python -m backend suspects 1" in text
+    assert max(map(len, lines)) < 250
+
+
+def test_status_of_a_project_without_a_version_is_for_people(built: World) -> None:
+    """Every line stands, and none is empty."""
+    built.registry.register(1, CREATED, LABEL_CONFIG)
+    lines = list(status_lines(built.services.status.project(1)))
+    assert lines[0] == "project 1: no version yet"
+    assert "not known yet: it takes labels of two classes" in lines[2]
+    assert all(line.split()[1:] for line in lines)
 
 
 def test_status_is_json(built: World) -> None:

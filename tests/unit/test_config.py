@@ -73,6 +73,7 @@ MISTAKES = {
     "PUBLISH_WAIT_S": "-0.1",
     "VALIDATION_FILTER": "split=val",
     "TARGET_ACCURACY": "95",
+    "PRELABEL_FROM": "80",
     "RECONCILE_INTERVAL_S": "soon",
     "IMAGE_TIMEOUT_S": "nan",
     "ACQUISITION": "Margin",

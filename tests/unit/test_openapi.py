@@ -102,8 +102,8 @@ def test_its_security_is_that_of_the_service(project: World, method: str, path: 
     is_open = {} in operation["security"]
     url = path.replace("{project_id}", "3")
     assert (client.open(url, method=method.upper()).status_code != 401) is is_open
-    if path == "/openapi.json":
-        return
+    if operation["security"] == [{}]:
+        return  # not even wrong credentials are looked at
     for name, headers in given.items():
         opened = client.open(url, method=method.upper(), headers=headers).status_code != 401
         assert opened is (name in named or (is_open and "Authorization" not in headers)), name
