@@ -155,7 +155,6 @@ class StatusReader:
             "error": record.error if record else None,
         }
 
-    @staticmethod
     def _prelabels(self, record: VersionRecord | None) -> dict[str, Any] | None:
         if record is None:
             return None
