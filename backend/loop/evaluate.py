@@ -134,11 +134,15 @@ class Evaluator:
         except FitInterruptedError:
             self._jobs.request_evaluation(project_id)
             return None
+        random = None
+        if head is not None and record.head_of is None:
+            with watch.stage("random_order"):
+                random = self._random_order(record, inputs)
         with watch.stage("measure"):
             if head is not None and record.head_of is not None:
                 judged = self._judged_again(record, inputs, head)
             else:
-                judged = self._judged(record, inputs, head, chosen, evaluation)
+                judged = self._judged(record, inputs, head, chosen, evaluation, random)
         # Before it says that it is evaluated: who waits for that asks for the map next.
         with watch.stage("map"):
             self._map_predictions.keep(record, inputs, head)
@@ -161,8 +165,9 @@ class Evaluator:
         head: Head | None,
         chosen: Chosen | None,
         evaluation: CrossValidation | None,
+        random: Mapping[str, Any] | None,
     ) -> VersionRecord:
-        """The record with all that its evaluation says."""
+        """The record with all that its evaluation says; `random`: what `random_order` found."""
         labels, table = inputs.labels, inputs.table
         n_labels = len(inputs.labeled)
         pool = unlabeled(table, labels)
@@ -189,7 +194,7 @@ class Evaluator:
             **self._validated(inputs, measured, n_others=n_labels + len(pool)),
             **judgement_fields(judged_images(head, inputs.labeled, evaluation, table, labels) if head else None),
             **self._of_the_pool(record, inputs, head, pool, probabilities),
-            random_order=self._random_order(record, inputs, n_labels) if head else None,
+            random_order=random,
             learning_curve=[asdict(point) for point in curve],
             forecast=foresee(
                 curve if head and len(pool) else [],
@@ -275,7 +280,7 @@ class Evaluator:
         counts = None if inputs.n_shards else predicted_counts(head.classes, probabilities)
         return {"predicted_by_class": counts, "reasons": told}
 
-    def _random_order(self, record: VersionRecord, inputs: Inputs, n_labels: int) -> Mapping[str, Any] | None:
+    def _random_order(self, record: VersionRecord, inputs: Inputs) -> Mapping[str, Any] | None:
         detail_weight = DEFAULT_DETAIL_WEIGHT if record.detail_weight is None else record.detail_weight
         strength = DEFAULT_STRENGTH if record.strength is None else record.strength
         return random_order(
@@ -284,7 +289,7 @@ class Evaluator:
             inputs.table,
             inputs.labels,
             HeadSettings(detail_weight, strength),
-            n_labels=n_labels,
+            n_labels=len(inputs.labeled),
             random_state=self._settings.random_state,
             interrupted=self._jobs.retrain_waits,
         )
