@@ -131,6 +131,11 @@ export async function classes(part, { classes: items }) {
   }
   const nLabels = items.reduce((sum, item) => sum + item.n_labels, 0);
   const predicted = items.filter((item) => item.n_predicted !== null);
+  if (!nLabels && !predicted.length) {
+    const names = items.slice(0, 6).map((item) => item.label).join(", ");
+    showNothing(part, `Nothing is labeled yet. There ${items.length === 1 ? "is" : "are"} ${counted(items.length, "class", "classes")} to choose from: ${names}${items.length > 6 ? " …" : ""}; the model learns each from its first label on.`);
+    return;
+  }
   const nPredicted = predicted.reduce((sum, item) => sum + item.n_predicted, 0);
   const shares = items.map((item) => ({ ...item, given: nLabels ? item.n_labels / nLabels : 0,
     pool: item.n_predicted === null || !nPredicted ? null : item.n_predicted / nPredicted }))
