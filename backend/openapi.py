@@ -358,7 +358,7 @@ def _parameter(place: str, name: str, schema: Schema, *, required: bool = False)
 
 
 def _file(text: str, *content_types: str) -> Schema:
-    return {"description": text, "content": {content_type: {} for content_type in content_types}}
+    return {"description": text, "content": {content_type: {"schema": _TEXT} for content_type in content_types}}
 
 
 def _json(text: str, schema: Schema) -> Schema:
