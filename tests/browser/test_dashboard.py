@@ -138,6 +138,23 @@ def test_before_there_is_anything_every_part_says_what_will_come(
     expect(page.locator(".map-notice")).to_contain_text("once all images are embedded")
 
 
+def test_with_images_but_no_labels_yet_it_says_what_there_is_to_choose(
+    open_page: Callable[..., Page], service: FakeService
+) -> None:
+    """The first batch is shown; which classes there are stands in the labeling config."""
+    board, full = embedding_board(), full_board()
+    board["window"] = full["window"][:3]
+    board["window"][0]["why"] = {"kind": "other", "sentence": "stands for many images", "classes": []}
+    board["classes"] = [{"label": name, "n_labels": 0, "n_predicted": None} for name in CLASSES]
+    board["versions"] = [{**full["versions"][0], "kind": "seed", "labels_used": 0, "accuracy": None}]
+    service.board = board
+    page = open_page()
+    expect(page.locator("#classes .nothing")).to_contain_text("6 classes to choose from: cat, dog, fox")
+    expect(page.locator("#window li").first).to_contain_text("Stands for many images.")
+    expect(page.locator("#versions-part tbody tr")).to_have_count(1)
+    expect(page.get_by_role("button", name="Use this version")).to_have_count(0)
+
+
 def test_what_is_going_on_is_shown_with_how_long_it_takes(open_page: Callable[..., Page], service: FakeService) -> None:
     """Embedding with rate and time left, training, and errors in words."""
     board = embedding_board()

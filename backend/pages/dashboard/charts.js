@@ -131,6 +131,11 @@ export async function classes(part, { classes: items }) {
   }
   const nLabels = items.reduce((sum, item) => sum + item.n_labels, 0);
   const predicted = items.filter((item) => item.n_predicted !== null);
+  if (!nLabels && !predicted.length) {
+    const names = items.slice(0, 6).map((item) => item.label).join(", ");
+    showNothing(part, `Nothing is labeled yet. There ${items.length === 1 ? "is" : "are"} ${counted(items.length, "class", "classes")} to choose from: ${names}${items.length > 6 ? " …" : ""}; the model learns each from its first label on.`);
+    return;
+  }
   const nPredicted = predicted.reduce((sum, item) => sum + item.n_predicted, 0);
   const shares = items.map((item) => ({ ...item, given: nLabels ? item.n_labels / nLabels : 0,
     pool: item.n_predicted === null || !nPredicted ? null : item.n_predicted / nPredicted }))
@@ -163,7 +168,11 @@ export async function classes(part, { classes: items }) {
   });
 }
 
-const shortened = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+/** Names that differ at their end only, as "class 12", are still told apart. */
+function shortened(text, most) {
+  const tail = Math.floor((most - 1) / 2.5);
+  return text.length > most ? `${text.slice(0, most - 1 - tail).trimEnd()}…${text.slice(-tail).trimStart()}` : text;
+}
 
 // -- confusion --------------------------------------------------------------------------------------------------------
 
@@ -177,8 +186,9 @@ export async function confusion(part, { confusion: matrix }) {
     const total = counts[i].reduce((sum, n) => sum + n, 0);
     return labels.map((predicted, j) => ({ given, predicted, n: counts[i][j], share: total ? counts[i][j] / total : 0, isRight: i === j }));
   });
-  const worst = cells.filter((cell) => !cell.isRight && cell.n).sort((a, b) => b.n - a.n)[0];
-  const caption = (worst ? `Most often ${worst.given} is taken for ${worst.predicted}: ${worst.n === 1 ? "once" : `${count(worst.n)} times`}. ` : "Nothing is taken for anything else. ") + (matrix.basis || "");
+  const worst = cells.filter((cell) => !cell.isRight && cell.n).sort((a, b) => b.n - a.n).slice(0, 3)
+    .map((cell) => `${cell.given} for ${cell.predicted} (${cell.n === 1 ? "once" : `${count(cell.n)} times`})`);
+  const caption = (worst.length ? `Most often taken for another: ${worst.join(", ")}. ` : "Nothing is taken for anything else. ") + (matrix.basis || "");
   await show(part, {
     caption, columns: ["Given \\ predicted", ...labels], rows: labels.map((given, i) => [given, ...counts[i].map(count)]),
     draw: (width) => {
@@ -186,12 +196,12 @@ export async function confusion(part, { confusion: matrix }) {
       const isNamed = labels.length <= MOST_NAMED;
       const left = isNamed ? Math.min(90, 14 + 7 * Math.min(10, Math.max(...labels.map((name) => name.length)))) : 16;
       const side = (width - left - 8) / labels.length;
-      const axis = { domain: labels, label: null, tickSize: 0, padding: 0.06, ticks: isNamed ? undefined : [], tickFormat: (name) => shortened(name, 10) };
+      const axis = { domain: labels, label: null, tickSize: 0, padding: isNamed ? 0.06 : 0, ticks: isNamed ? undefined : [], tickFormat: (name) => shortened(name, 10) };
       return Plot.plot({
         className: CLASS, width, height: Math.min(side, 44) * labels.length + (isNamed ? 64 : 40), marginLeft: left, marginTop: 22, marginBottom: isNamed ? 42 : 18, marginRight: 8,
         x: { ...axis, tickRotate: side < 60 ? -35 : 0 }, y: axis,
         marks: [
-          Plot.cell(cells, { x: "predicted", y: "given", fill: (cell) => (!cell.n ? "var(--muted)" : cell.isRight ? "var(--right)" : "var(--wrong)"), fillOpacity: (cell) => (cell.n ? 0.1 + 0.75 * cell.share : 0.05), rx: 3 }),
+          Plot.cell(cells, { x: "predicted", y: "given", fill: (cell) => (!cell.n ? "var(--muted)" : cell.isRight ? "var(--right)" : "var(--wrong)"), fillOpacity: (cell) => (cell.n ? 0.1 + 0.75 * cell.share : 0.05), rx: isNamed ? 3 : 0 }),
           side >= 20 ? Plot.text(cells.filter((cell) => cell.n), { x: "predicted", y: "given", text: (cell) => count(cell.n), fill: (cell) => (cell.share > 0.55 ? "var(--on-strong)" : "var(--ink)") }) : null,
           Plot.text(["predicted →"], { frameAnchor: "top-left", dy: -18, text: (text) => text, textAnchor: "start", fill: "var(--muted)" }),
           Plot.tip(cells, Plot.pointer({ x: "predicted", y: "given", title: (cell) => `labeled ${cell.given}, predicted ${cell.predicted}\n${counted(cell.n, "time")}, ${percent(cell.share)} of ${cell.given}` })),

@@ -163,13 +163,14 @@ export function nextWindow({ window: items, status }) {
 function tile(item) {
   const why = item.why || { kind: "other", sentence: "", classes: [] };
   const kind = KINDS[why.kind] ? why.kind : "other";
+  const said = why.sentence ? sentence(capital(why.sentence)) : "";
   return h("li", { "data-key": `task-${item.task_id}` },
-    outward(item.link, { class: "tile", title: why.sentence },
+    outward(item.link, { class: "tile", title: said },
       h("span", { class: "picture" }, thumbnail(item.thumbnail, item.task_id), h("span", { class: "place", "aria-label": `Place ${item.place}` }, String(item.place))),
       h("span", { class: "tile-text" },
         h("span", { class: `tag ${kind}` }, KINDS[kind]),
         (why.classes || []).length ? h("span", { class: "odds" }, why.classes.map(odds)) : null,
-        h("span", { class: "why" }, why.sentence))));
+        h("span", { class: "why" }, said))));
 }
 
 const odds = ({ label, probability }) => h("span", { class: "odd" },
