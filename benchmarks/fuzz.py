@@ -62,7 +62,8 @@ ACTIONS = (
 PIN = "/api/projects/1/pin"
 GET_ROUTES = ("/", "/health", "/ready", "/job_status?job=retrain-1-0", "/versions", "/metrics",
               "/api/projects/1/status", "/api/projects/1/versions", "/api/projects/1/versions/v0001",
-              "/api/projects/1/dashboard", "/api/projects/1/tasks/1/thumbnail", "/openapi.json")  # fmt: skip
+              "/api/projects/1/dashboard", "/api/projects/1/tasks/1/thumbnail", "/api/projects/1/map",
+              "/openapi.json")  # fmt: skip
 POST_ROUTES = ("/setup", "/predict", "/webhook", "/job_status", "/versions", PIN)
 
 ODD: tuple[Any, ...] = (
@@ -203,6 +204,7 @@ class Fuzzer:
             f"/api/projects/{number}/status", f"/api/projects/{number}", f"/versions?project={number}",
             f"/api/projects/{number}/dashboard", f"/api/projects/1/tasks/{number}/thumbnail",
             f"/api/projects/{number}/versions", f"/api/projects/1/versions/{number}", f"/api/projects/{number}/pin",
+            f"/api/projects/{number}/map",
             "/api/projects/1/versions/" + "a" * 3_000, "/api/projects/1/versions/..%2f..", PIN,
             f"/job_status?job={number}", "/versions?project=1&project=x", "/versions?%", "/versions?project=%ff%00",
             "/job_status", "/job_status?job=" + "a" * 3_000, "/health?" + "a&" * 1_000, "/" + "a" * 4_000,

@@ -202,13 +202,16 @@ def _tsne(
     coordinates: Coordinates, start: NDArray[np.float64], random_state: int, report: Callable[[float], None]
 ) -> NDArray[np.float64]:
     # Here, for only the process that makes maps is to load them.
-    from openTSNE import TSNEEmbedding
-    from openTSNE.affinity import PerplexityBasedNN
-    from openTSNE.initialization import rescale
-    from openTSNE.nearest_neighbors import PrecomputedNeighbors
     from threadpoolctl import threadpool_limits
 
     perplexity = min(PERPLEXITY, (len(coordinates) - 1) / 3)
+    try:
+        from openTSNE import TSNEEmbedding
+        from openTSNE.affinity import PerplexityBasedNN
+        from openTSNE.initialization import rescale
+        from openTSNE.nearest_neighbors import PrecomputedNeighbors
+    except ImportError:  # there is no wheel of it for Linux on ARM
+        return _tsne_of_scikit_learn(coordinates, start, perplexity, random_state)
     n_steps = EXAGGERATED_STEPS + STEPS
     n_before = 0
 
@@ -228,6 +231,26 @@ def _tsne(
         n_before = EXAGGERATED_STEPS
         embedding.optimize(STEPS, momentum=0.8, propagate_exception=True, **options)
     return np.asarray(embedding, dtype=np.float64)
+
+
+def _tsne_of_scikit_learn(
+    coordinates: Coordinates, start: NDArray[np.float64], perplexity: float, random_state: int
+) -> NDArray[np.float64]:
+    """The same optimisation by the Barnes-Hut tree of scikit-learn: slower, and it does not say how far it is."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    tsne = TSNE(
+        perplexity=perplexity,
+        init=(start * (1e-4 / start[:, 0].std())).astype(np.float32),
+        early_exaggeration=EXAGGERATION,
+        learning_rate="auto",
+        max_iter=EXAGGERATED_STEPS + STEPS,
+        random_state=random_state,
+        n_jobs=1,
+    )
+    with threadpool_limits(1):
+        return np.asarray(tsne.fit_transform(coordinates), dtype=np.float64)
 
 
 def _two_columns(coordinates: Coordinates, random_state: int) -> NDArray[np.float64]:

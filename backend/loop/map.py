@@ -354,9 +354,9 @@ class MapPredictions:
             return False
         given = np.full(len(table.task_ids), NONE, dtype=np.uint16)
         places = {name: place for place, name in enumerate(classes[:NONE])}
-        known = [(task_id, places[name]) for task_id, name in {**labels.labels, **labels.validation}.items()]
-        rows = table.rows_of([task_id for task_id, _ in known])
-        numbers = np.array([number for _, number in known], dtype=np.uint16)
+        known = {**labels.labels, **labels.validation}
+        rows = table.rows_of(list(known))
+        numbers = np.array([places.get(name, NONE) for name in known.values()], dtype=np.uint16)
         given[rows[rows >= 0]] = numbers[rows >= 0]
         arrays: dict[str, NDArray[Any]] = {
             "task_ids": table.task_ids,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -56,6 +58,17 @@ def test_the_same_images_give_the_same_map(digits: np.ndarray, digit_map: Layout
     axes = axes_of(digits)
     largest = np.abs(axes.directions).argmax(axis=0)
     assert (axes.directions[largest, np.arange(axes.directions.shape[1])] > 0).all()
+
+
+def test_without_opentsne_scikit_learn_lays_out(digits: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Linux on ARM: as good a map, and the same at every run."""
+    monkeypatch.setitem(sys.modules, "openTSNE", None)
+    some = digits[:300]
+    mapped = map_of(some)
+    features = axes_of(some).space.features(some)
+    plain = trustworthiness(features, axes_of(some).coordinates(some)[:, :2], n_neighbors=10)
+    assert 1 - trustworthiness(features, mapped.positions, n_neighbors=10) < (1 - plain) / 3
+    np.testing.assert_array_equal(map_of(some).positions, mapped.positions)
 
 
 def test_of_many_images_a_sample_is_laid_out_and_the_others_lie_beside_their_neighbors(digits: np.ndarray) -> None:
