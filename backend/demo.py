@@ -476,7 +476,18 @@ def is_label_studio_installed(home: Path) -> bool:
 
 
 def install_label_studio(home: Path, log: Path) -> None:
-    """Makes a virtual environment with Label Studio, minutes; what is said goes to the log. Raises DemoError."""
+    """Makes a virtual environment with Label Studio, minutes; what is said goes to the log. Raises DemoError.
+
+    Of several processes that want it at the same place one makes it, and the others wait for that.
+    """
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with home.with_name(f"{home.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_label_studio_installed(home):
+            _install_label_studio(home, log)
+
+
+def _install_label_studio(home: Path, log: Path) -> None:
     uv = [sys.executable, "-m", "uv"]
     for arguments in (
         ["venv", "--quiet", "--clear", "--python", sys.executable, str(home)],

@@ -11,8 +11,10 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -97,6 +99,13 @@ class Folder(ABC):
     @abstractmethod
     def remove(self, name: str, first: str | None = None) -> None:
         """Deletes a file or a folder with all in it, of which `first` goes first; what is not there is fine."""
+
+    @abstractmethod
+    def sweep(self, name: str, older_than_s: float) -> int:
+        """Deletes what writers who were killed left half-written in a folder and all below it; how many there were.
+
+        What is younger may be somebody's who is writing it.
+        """
 
     @abstractmethod
     def move(self, name: str, to: str, last: str) -> bool:
@@ -187,6 +196,17 @@ class LocalFolder(Folder):
         else:
             path.unlink(missing_ok=True)
 
+    def sweep(self, name: str, older_than_s: float) -> int:
+        """See `Folder.sweep`."""
+        written_before = time.time() - older_than_s
+        n_swept = 0
+        for path in (self._root / name).rglob(".*"):
+            with contextlib.suppress(FileNotFoundError):  # its writer is done with it, or another sweeps
+                if _BESIDE.fullmatch(path.name) and path.stat().st_mtime < written_before:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    n_swept += 1
+        return n_swept
+
     def move(self, name: str, to: str, last: str) -> bool:
         """See `Folder.move`: in one step."""
         if not (self._root / name).exists():
@@ -274,6 +294,10 @@ class ObjectFolder(Folder):
             if others:
                 self._store.rm(others)
 
+    def sweep(self, name: str, older_than_s: float) -> int:
+        """See `Folder.sweep`: a put leaves nothing half-written."""
+        return 0
+
     def move(self, name: str, to: str, last: str) -> bool:
         """See `Folder.move`: copied and deleted file by file; one that was cut off is ended by the next."""
         with self._translated("written"):
@@ -354,6 +378,9 @@ def _translated_disk(path: Path) -> Iterator[None]:
             f"{path} cannot be written: {exc.strerror or exc}; make room on the disk of DATA_DIR, and see that this "
             "user may write there"
         ) from exc
+
+
+_BESIDE = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 def _beside(path: Path) -> Path:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import random
+import shutil
 import threading
 import time
 import uuid
@@ -513,9 +514,8 @@ class EmbeddingStore:
         except _LanceError as exc:
             if any(fault in str(exc).lower() for fault in _MACHINE_FAULTS):
                 raise BackendError(f"{self.path} cannot be read: {exc}; check the disk and its permissions") from exc
-            n = 1
-            while (aside := self.path.with_name(f"{self.path.name}.corrupt-{n}")).exists():
-                n += 1
+            aside = self.path.with_name(f"{self.path.name}.corrupt")
+            shutil.rmtree(aside, ignore_errors=True)  # of the last time: one is enough to look for the cause
             self.path.rename(aside)
             self._table, self._unmerged = None, {}
             logger.warning("embedding store moved aside path=%s to=%s reason=%s", self.path, aside, exc)

@@ -46,6 +46,9 @@ _VERSION = re.compile(r"v([0-9]{4,18})-[0-9]+labels-[0-9]{8}T[0-9]{6}Z(-from-v[0
 _HEAD_DIGEST = "head_sha256"
 """Key of a stored record under which the digest of its head's file stands, by which damage is told."""
 
+_WRITTEN_WITHIN_S = 3600.0
+"""A file that is half-written for longer is nobody's: its writer was killed."""
+
 
 def is_own_version(name: str) -> bool:
     """Whether a model version found in Label Studio was named by this service."""
@@ -348,6 +351,7 @@ class Registry:
 
     def prune(self, project_id: int, keep: int) -> list[str]:
         """Deletes all but the newest `keep` versions; the published and the pinned one always stay. The names deleted.
+        And what processes left half-written that were killed amid it.
 
         Those made while the project is pinned, one with every label, all have the head of the pinned one and do not
         count among the newest: other versions are not pushed out by them. Of them the newest stay, `keep` at most.
@@ -360,6 +364,7 @@ class Registry:
         stale = [version for version in (*own[keep:], *copies[keep:]) if version not in needed]
         for version in stale:
             self._folder.remove(_version_folder(project_id, version), first="record.json")
+        self._folder.sweep(str(int(project_id)), older_than_s=_WRITTEN_WITHIN_S)
         return stale
 
     # -- the pin --------------------------------------------------------------------------------------------------

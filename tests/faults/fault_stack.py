@@ -371,7 +371,6 @@ class FaultStack:
         """The virtual environment that the other tests of the real stack use, too."""
         home = RUN_DIR / "label-studio"
         if not demo.is_label_studio_installed(home):
-            RUN_DIR.mkdir(parents=True, exist_ok=True)
             demo.install_label_studio(home, self.logs / "install.log")
         return home
 

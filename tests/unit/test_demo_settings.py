@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from fakes import FakeLabelStudio
 
+from backend import demo
 from backend.config import Settings
 from backend.demo import settings_file, still_there
 
@@ -28,3 +32,23 @@ def test_a_project_deleted_since_the_last_start_is_made_anew() -> None:
     label_studio.remove_project(1)
     assert still_there(label_studio, 1) is None  # type: ignore[arg-type]
     assert still_there(label_studio, None) is None  # type: ignore[arg-type]
+
+
+def test_two_that_want_label_studio_at_one_place_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits for the first instead of clearing away what is being made."""
+    home = tmp_path / "label-studio"
+    made: list[Path] = []
+
+    def make(at: Path, log: Path) -> None:
+        made.append(at)
+        time.sleep(0.3)
+        (at / "bin").mkdir(parents=True)
+        (at / "bin" / "label-studio").touch()
+        (at / "installed.txt").write_text(demo._LABEL_STUDIO.read_text())
+
+    monkeypatch.setattr(demo, "_install_label_studio", make)
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(demo.install_label_studio, home, tmp_path / "log") for _ in range(4)]:
+            done.result()
+    assert made == [home]
+    assert demo.is_label_studio_installed(home)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -87,6 +88,43 @@ def test_a_full_disk_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.M
         folder.create("3/versions/v1", {"head": b"h", "record.json": b"r"})
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.json"]
     assert folder.read("3/a.json") == b"before"
+
+
+def test_what_killed_writers_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file and a folder that were being written an hour ago go; a younger one, and all that is whole, stays."""
+    folder = LocalFolder(tmp_path)
+    folder.create("3/versions/v1", {"record.json": b"r"})
+    folder.write("3/.hidden.json", b"h")
+
+    class KilledError(BaseException):
+        pass
+
+    def be_killed(*_: object, **__: object) -> None:
+        raise KilledError
+
+    def leave_half_written() -> None:
+        with monkeypatch.context() as patch:
+            for name in ("replace", "rename", "unlink"):
+                patch.setattr(Path, name, be_killed)
+            patch.setattr("shutil.rmtree", be_killed)
+            with pytest.raises(KilledError):
+                folder.write("3/a.json", b"a")
+            with pytest.raises(KilledError):
+                folder.create("3/versions/v2", {"head": b"h", "record.json": b"r"})
+
+    leave_half_written()
+    for path in [*(tmp_path / "3").glob(".a.json.*"), *(tmp_path / "3/versions").glob(".v2.*")]:
+        os.utime(path, (time.time() - 4000, time.time() - 4000))
+    leave_half_written()
+    before = {path for path in tmp_path.rglob(".*") if path.name != ".hidden.json"}
+    assert len(before) == 4
+    assert folder.sweep("3", older_than_s=3600) == 2
+    assert folder.sweep("3", older_than_s=3600) == 0
+    left = [path for path in before if path.exists()]
+    assert len(left) == 2
+    assert all(time.time() - path.stat().st_mtime < 3600 for path in left)
+    assert folder.read("3/versions/v1/record.json") == b"r"
+    assert folder.read("3/.hidden.json") == b"h"
 
 
 def test_a_folder_counts_once_its_last_file_is_there(store_address: Address) -> None:

@@ -236,7 +236,7 @@ def test_a_file_damaged_behind_an_open_dataset_is_noticed(tmp_path: Path, patter
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
     assert store.take([0]).task_ids.tolist() == []
-    assert [path.name for path in tmp_path.glob("*.corrupt-*")] == ["f00d.lance.corrupt-1"]
+    assert [path.name for path in tmp_path.glob("*.corrupt*")] == ["f00d.lance.corrupt"]
 
 
 def test_old_versions_and_small_files_do_not_pile_up(tmp_path: Path) -> None:
@@ -305,9 +305,18 @@ def test_a_damaged_dataset_is_moved_aside_and_started_afresh(
         store.upsert([row(1, 1, 1)])
     assert store.read().task_ids.tolist() == [1]
     assert EmbeddingStore(tmp_path, "f00d", 2).read().task_ids.tolist() == [1]
-    assert (tmp_path / "f00d.lance.corrupt-1").is_dir()
-    assert not (tmp_path / "f00d.lance.corrupt-2").exists()
+    assert (tmp_path / "f00d.lance.corrupt").is_dir()
     assert "moved aside" in caplog.text
+
+
+def test_damage_after_damage_fills_no_disk(tmp_path: Path) -> None:
+    """Of three damaged datasets only the last stays beside."""
+    for n in range(3):
+        EmbeddingStore(tmp_path, "f00d", 2).upsert([row(n)])
+        for path in (tmp_path / "f00d.lance/data").iterdir():
+            path.write_bytes(b"")
+        assert EmbeddingStore(tmp_path, "f00d", 2).read().task_ids.tolist() == []
+    assert [path.name for path in tmp_path.glob("*.corrupt*")] == ["f00d.lance.corrupt"]
 
 
 def test_a_table_in_memory_does_not_outlive_the_dataset_it_came_from(store: EmbeddingStore) -> None:
@@ -338,7 +347,7 @@ def test_a_folder_without_a_first_commit_counts_as_empty(store: EmbeddingStore, 
     assert store.read().version == 0
     store.upsert([row(1)])
     assert store.read().task_ids.tolist() == [1]
-    assert not (tmp_path / "f00d.lance.corrupt-1").exists()
+    assert not (tmp_path / "f00d.lance.corrupt").exists()
 
 
 FULL_DISK = """
@@ -364,7 +373,7 @@ def test_a_failing_disk_is_not_taken_for_a_damaged_dataset(store: EmbeddingStore
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "cannot be written" in answer.stdout
     assert store.read().task_ids.tolist() == [1]
-    assert not list(tmp_path.glob("*.corrupt-*"))
+    assert not list(tmp_path.glob("*.corrupt*"))
 
 
 WRITER = """
@@ -401,7 +410,7 @@ def test_two_processes_write_and_a_third_reads_without_losing_a_row(tmp_path: Pa
         writer.communicate()
         assert writer.returncode == 0
     assert reader.read().task_ids.tolist() == [0, *range(100, 125), *range(200, 225)]
-    assert not list(tmp_path.glob("*.corrupt-*"))
+    assert not list(tmp_path.glob("*.corrupt*"))
 
 
 def test_a_writer_killed_midway_leaves_a_readable_dataset(tmp_path: Path) -> None:
@@ -416,7 +425,7 @@ def test_a_writer_killed_midway_leaves_a_readable_dataset(tmp_path: Path) -> Non
         table = store.read()
         assert set(range(1000 * (round_ + 1), last + 1)) <= set(table.task_ids.tolist())
         store.upsert([row(1)])
-    assert not list(tmp_path.glob("*.corrupt-*"))
+    assert not list(tmp_path.glob("*.corrupt*"))
 
 
 def test_threads_share_one_store(store: EmbeddingStore) -> None:
