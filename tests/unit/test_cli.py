@@ -306,7 +306,7 @@ def test_status_on_a_terminal_is_for_people(mislabeled: World) -> None:
     assert ", cross-validated on the labeled tasks" in text
     assert "next            nothing is in the queue" in text
     assert "training        no worker runs: start one with python -m backend worker" in text
-    assert "suspects        1 labels look wrong; see: python -m backend suspects 1" in text
+    assert "suspects        1 label looks wrong; see: python -m backend suspects 1" in text
     assert max(map(len, lines)) < 250
 
 
