@@ -63,10 +63,14 @@ def status_lines(status: Mapping[str, Any]) -> Iterator[str]:
         yield _line("fine-tuning", status["finetuning"]["note"])
     number = status["project_id"]
     if status["n_suspects"]:
-        yield _line("suspects", f"{status['n_suspects']} labels look wrong; see: python -m backend suspects {number}")
+        count = status["n_suspects"]
+        look = "labels look" if count > 1 else "label looks"
+        yield _line("suspects", f"{count} {look} wrong; see: python -m backend suspects {number}")
     if status["n_disagreements"]:
         count = status["n_disagreements"]
-        yield _line("disagreements", f"{count} tasks; see: python -m backend disagreements {number}")
+        yield _line(
+            "disagreements", f"{count} task{'s' if count > 1 else ''}; see: python -m backend disagreements {number}"
+        )
     yield from _sentences("images left out", status["image_failures"])
     yield from _sentences("labels unused", status["ignored_labels"])
     for failure in status["failures"] or ():

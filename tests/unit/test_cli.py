@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -179,6 +180,22 @@ def test_a_shell_can_complete_the_program_of_the_clone(tmp_path: Path) -> None:
     assert done.stdout.split() == ["settings", "status", "suspects", "simulate"]
 
 
+def test_the_program_of_the_clone_finds_its_python_wherever_it_is_called_from(tmp_path: Path) -> None:
+    """In a folder with a space in its name, from another one."""
+    if not Path(sys.prefix, "bin", "python").exists():
+        pytest.skip("these tests run in no virtual environment")
+    clone = tmp_path / "my clone"
+    clone.mkdir()
+    shutil.copy(ROOT / cli.PROGRAM, clone)
+    (clone / ".venv").symlink_to(sys.prefix)
+    (clone / "backend").symlink_to(ROOT / "backend")
+    done = subprocess.run(
+        [clone / cli.PROGRAM, "banned-subnets", "172.20.0.0/24"],
+        cwd=tmp_path, env={"PATH": os.defpath}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == ",".join(forbidden_except("172.20.0.0/24")), done.stderr
+
+
 def test_completion_of_no_program_says_which_to_use(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,7 +306,7 @@ def test_status_on_a_terminal_is_for_people(mislabeled: World) -> None:
     assert ", cross-validated on the labeled tasks" in text
     assert "next            nothing is in the queue" in text
     assert "training        no worker runs: start one with python -m backend worker" in text
-    assert "suspects        1 labels look wrong; see: python -m backend suspects 1" in text
+    assert "suspects        1 label looks wrong; see: python -m backend suspects 1" in text
     assert max(map(len, lines)) < 250
 
 
