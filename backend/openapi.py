@@ -207,7 +207,7 @@ def _paths(settings: Settings) -> dict[str, Any]:
                 {
                     200: _file("The page.", "text/html"),
                     304: _UNCHANGED,
-                    404: _file("A page that says that there is no such project.", "text/html", "application/json"),
+                    404: _no_project_page(),
                 },
                 parameters=[_OF_A_PROJECT],
                 errors=(401, 503),
@@ -366,6 +366,12 @@ def _paths(settings: Settings) -> dict[str, Any]:
 def _start() -> Schema:
     answer = _json("Where to look.", _object({"service": _TEXT, "projects": {"type": "object"}}, "projects"))
     return {**answer, "content": {**answer["content"], "text/html": {"schema": _TEXT}}}
+
+
+def _no_project_page() -> Schema:
+    answer = _file("A page that says that there is no such project; JSON where its number is none.", "text/html")
+    answer["content"]["application/json"] = {"schema": {"$ref": "#/components/schemas/Error"}}
+    return answer
 
 
 def _task() -> Schema:

@@ -2,7 +2,7 @@
 
 import { h, patch } from "./dom.js";
 import { nothingYet } from "./parts.js";
-import { count, counted, percent } from "./words.js";
+import { count, counted, percent, told } from "./words.js";
 
 const CLASS = "chart"; // the pages' Content-Security-Policy knows Plot's style sheet for this class, see dashboard_pages.py
 const MOST_BARS = 24;
@@ -77,9 +77,9 @@ export async function curve(part, { curve: { target, points, random, random_note
   const hasBand = drawn.some((point) => point.interval);
   const caption = `With ${counted(last.labels_used, "label")} the ${last.kind} accuracy is ${percent(last.accuracy, 1)}` +
     (last.interval ? `, between ${percent(last.interval[0], 1)} and ${percent(last.interval[1], 1)}` : "") +
-    (target ? `; the target is ${percent(target)}.` : ".") + (randomNote ? ` ${randomNote}` : "");
+    (target ? `; the target is ${percent(target)}.` : ".") + (randomNote ? ` Random order: ${randomNote.replace(/\.$/, "")}.` : "");
   const legend = h("p", { class: "keys", "data-key": "keys" },
-    kinds.map((kind) => swatch(kind, KIND_WORDS[kind])), hasBand && swatch("band", "95 % interval"),
+    kinds.map((kind) => swatch(kind, KIND_WORDS[kind])), hasBand && swatch(`band ${last.kind}`, "95 % interval"),
     random.length ? swatch("random", "random order, expected") : null, target ? swatch("target", "target") : null);
   const rows = [
     ...drawn.map((point) => [count(point.labels_used), point.kind, percent(point.accuracy, 1),
@@ -188,7 +188,7 @@ export async function confusion(part, { confusion: matrix }) {
   });
   const worst = cells.filter((cell) => !cell.isRight && cell.n).sort((a, b) => b.n - a.n).slice(0, 3)
     .map((cell) => `${cell.given} for ${cell.predicted} (${cell.n === 1 ? "once" : `${count(cell.n)} times`})`);
-  const caption = (worst.length ? `Most often taken for another: ${worst.join(", ")}. ` : "Nothing is taken for anything else. ") + (matrix.basis || "");
+  const caption = (worst.length ? `Most often taken for another: ${worst.join(", ")}. ` : "Nothing is taken for anything else. ") + told(matrix.basis);
   await show(part, {
     caption, columns: ["Given \\ predicted", ...labels], rows: labels.map((given, i) => [given, ...counts[i].map(count)]),
     draw: (width) => {
@@ -224,11 +224,11 @@ export async function calibration(part, { calibration: found }) {
   const off = found.error === null || found.error === undefined ? "" : `Off by ${(found.error * 100).toFixed(1)} percentage points on average, ` +
     (Math.abs(lean) < 0.01 ? "to neither side. " : lean > 0 ? "rather too sure. " : "rather too modest. ");
   await show(part, {
-    caption: `${off}On the line, confidence is right. ${found.basis || ""}`, columns: ["Confidence", "Right", "Labels"],
+    caption: `${off}On the line, confidence is right. ${told(found.basis)}`, columns: ["Confidence", "Right", "Labels"],
     rows: bins.map((bin) => [percent(bin.confidence), percent(bin.accuracy), count(bin.n)]),
     draw: (width) => {
       const { Plot } = window;
-      const domain = [Math.min(0.9, ...bins.map((bin) => Math.floor(Math.min(bin.confidence, bin.accuracy) * 10) / 10)), 1];
+      const domain = [Math.min(0.5, ...bins.map((bin) => Math.floor(Math.min(bin.confidence, bin.accuracy) * 10) / 10)), 1];
       const axis = { domain, grid: true, ticks: 4, tickFormat: (share) => percent(share) };
       return Plot.plot({
         className: CLASS, width, height: Math.min(300, Math.max(220, width * 0.75)), marginLeft: 44, marginRight: 14, marginBottom: 36, marginTop: 22,

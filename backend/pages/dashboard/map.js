@@ -4,7 +4,7 @@ import { h, outward, patch, webAddress } from "./dom.js";
 import { thumbnail } from "./parts.js";
 import { Grid, painterFor } from "./points.js";
 import { ASK_AGAIN_MS, ask } from "./service.js";
-import { count, counted, percent } from "./words.js";
+import { count, counted, percent, told } from "./words.js";
 
 const NONE = 65535;
 const MOST_IN_TABLE = 100;
@@ -324,7 +324,7 @@ export function showMap(part, project, firstBoard) {
     grid = new Grid(points.x, points.y);
     hovered = task < 0 ? -1 : points.taskId.indexOf(task);
     tip.hidden = ring.hidden = hovered < 0;
-    notice.textContent = points.note || (points.n ? "" : "The map comes once all images are embedded; that begins by itself.");
+    notice.textContent = told(points.note) || (points.n ? "" : "The map comes once all images are embedded; that begins by itself.");
     notice.hidden = !notice.textContent;
     part.classList.toggle("empty-map", !points.n);
     if (!modeChosen) {

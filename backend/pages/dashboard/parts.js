@@ -39,7 +39,7 @@ function accuracyFigure(status) {
   if (status.expected_accuracy !== null && status.expected_accuracy !== undefined) {
     const hard = status.cross_validated_accuracy;
     return figure("Accuracy, expected", `≈ ${percent(status.expected_accuracy)}`,
-      hard !== null && hard !== undefined ? `an estimate; ${percent(hard)} on the labels, which are the hard ones` : "an estimate");
+      hard !== null && hard !== undefined ? `an estimate; cross-validated on the labels, which are the hard ones: ${percent(hard)}` : "an estimate");
   }
   if (status.accuracy !== null) return figure("Accuracy", percent(status.accuracy), status.accuracy_kind);
   return figure("Accuracy", "–", "known from the first few labels of two classes on");

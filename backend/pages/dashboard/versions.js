@@ -33,7 +33,7 @@ function row(item, status, choice) {
     h("td", { class: item.error ? null : "roomy" }, item.created_at ? clock(item.created_at) : "", item.error && h("span", { class: "problem" }, item.error)),
     h("td", { class: "number" }, item.labels_used === undefined ? "" : count(item.labels_used)),
     h("td", { class: "number" }, item.accuracy === null || item.accuracy === undefined ? "–" : percent(item.accuracy, 1),
-      item.accuracy_kind && h("span", { class: "quiet small" }, ` ${item.accuracy_kind}`)),
+      item.accuracy_kind && h("span", { class: "quiet small", title: item.accuracy_kind }, ` ${item.accuracy_kind.split(/ on |[,:;]/)[0]}`)),
     h("td", { class: "actions" }, item.error || isPinned || item.kind === "seed" ? null
       : choice.version === item.version ? confirmation(`Use ${shortVersion(item.version)} from now on?`, choice)
         : button("use", item.version, "Use this version", "button", `Use this version: ${shortVersion(item.version)}`)));

@@ -40,4 +40,7 @@ export function clock(iso) {
 export const shortVersion = (version) => (version ? version.split("-")[0] : "none");
 
 export const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
+/** A sentence as it comes from the service, begun and ended as one; "" for none. */
+export const told = (text) => (text ? sentence(capital(String(text))) : "");
+
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
