@@ -27,14 +27,6 @@ from backend.config import Settings
 from backend.services import Services
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each of the two running stacks belongs to one process: `--dist loadgroup` keeps its tests together."""
-    for item in items:
-        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
-        if folder != "unit":
-            item.add_marker(pytest.mark.xdist_group("faults" if folder == "faults" else "demo"))
-
-
 @pytest.fixture(scope="session")
 def demo_images() -> Path:
     """Class folders of coloured squares, the same at every run, so that a second run finds its project again."""

@@ -206,7 +206,10 @@ def test_it_changes_by_itself_and_keeps_scroll_and_focus(open_page: Callable[...
     page.locator("#curve summary").click()
     link = page.locator("#window li[data-key=task-1005] a")
     link.focus()
-    before = page.evaluate("scrollY")
+    # Where people look: what grows above it (the open table by a row) moves the page, not what they see.
+    place = "() => Math.round(document.querySelector('#window').getBoundingClientRect().top)"
+    page.wait_for_timeout(300)
+    before = page.evaluate(place)
     board = full_board(241)
     board["window"] = [item for item in board["window"] if item["task_id"] != 1001]
     service.change(board)
@@ -215,7 +218,7 @@ def test_it_changes_by_itself_and_keeps_scroll_and_focus(open_page: Callable[...
     expect(page.locator("#curve table tbody")).to_contain_text("241")
     expect(page.locator("#announce")).to_contain_text("Version v0241: 241 labels, accuracy about 91")
     expect(link).to_be_focused()
-    assert page.evaluate("scrollY") == before
+    assert abs(page.evaluate(place) - before) <= 2
     assert page.locator("#curve details").get_attribute("open") is not None
 
 

@@ -38,6 +38,7 @@ class Running:
         url = stop.enter_context(stack.label_studio(folder, {1: N_TASKS}))
         self.settings = {
             **backbone.settings,
+            "PRELABEL_FROM": "0",
             "REDIS_URL": f"redis://{stack.HOST}:{redis_port}/0",
             "LABEL_STUDIO_URL": url,
             "LABEL_STUDIO_TOKEN": "made-up-token",

@@ -147,12 +147,12 @@ def test_every_job_of_ours_is_known(world: World) -> None:
     jobs.request_retrain(1)
     jobs.request_search(1, 0)
     for request in (jobs.request_evaluation, jobs.request_embedding, jobs.request_reconciliation, jobs.request_pruning,
-                    jobs.request_finetuning):  # fmt: skip
+                    jobs.request_finetuning, jobs.request_map):  # fmt: skip
         request(1)
     jobs.enqueue_batch(1, 0, [])
-    from backend.adapters.jobs import FINETUNE_QUEUE, QUEUES
+    from backend.adapters.jobs import ALL_QUEUES
 
-    queued = [job for queue in jobs.queues((*QUEUES, FINETUNE_QUEUE)) for job in queue.jobs]
+    queued = [job for queue in jobs.queues(ALL_QUEUES) for job in queue.jobs]
     assert {job.func_name for job in queued} == JOBS
     assert all(map(is_own, queued))
 
