@@ -36,15 +36,15 @@ class Running:
         backbone = stack.UsedBackbone.load(None)
         redis_port = stop.enter_context(stack.redis(folder))
         url = stop.enter_context(stack.label_studio(folder, {1: N_TASKS}))
+        given = {**backbone.settings, "PRELABEL_FROM": "0"}
         self.settings = {
-            **backbone.settings,
-            "PRELABEL_FROM": "0",
+            **given,
             "REDIS_URL": f"redis://{stack.HOST}:{redis_port}/0",
             "LABEL_STUDIO_URL": url,
             "LABEL_STUDIO_TOKEN": "made-up-token",
             "DATA_DIR": str(folder / "data"),
         }
-        self.service = stack.Service(folder, redis_port, url, RECONCILE_INTERVAL_S="3600", **backbone.settings)
+        self.service = stack.Service(folder, redis_port, url, RECONCILE_INTERVAL_S="3600", **given)
         embeddings, self.labels = stack.made_up_pool(N_TASKS, backbone.dim)
         stack.write_pool(self.service.registry, 1, backbone.fingerprint, embeddings)
         self.person = stack.Submitter(url, 1)
