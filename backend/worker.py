@@ -420,10 +420,11 @@ class FinetuningProcess:
             logger.error("the fine-tuning process died, exit code %s; it is started again", self._process.exitcode)
         # Not forked: a child must not inherit a CUDA context, nor thread pools that were in use.
         spawn = multiprocessing.get_context("spawn")
-        self._process = spawn.Process(
+        process = spawn.Process(
             target=work_on_finetuning, args=(self._settings,), name="active-learning-finetune", daemon=True
         )
-        self._process.start()
+        process.start()
+        self._process = process
 
     def stop(self) -> None:
         """Ends it at once: to finish its job could take minutes."""
@@ -461,10 +462,11 @@ class MapProcess:
             return
         spawn = multiprocessing.get_context("spawn")  # not forked, as that of fine-tuning
         name = f"{self._worker}-map{uuid4().hex[:8]}"
-        self._process = spawn.Process(
+        process = spawn.Process(
             target=work_on_maps, args=(self._settings, name), name="active-learning-map", daemon=True
         )
-        self._process.start()
+        process.start()
+        self._process = process
 
     def stop(self) -> None:
         """Ends it at once; the map is begun again by whoever works next."""

@@ -405,7 +405,8 @@ def test_a_map_whose_process_is_killed_is_made_by_the_next(project: World) -> No
     process = MapProcess(project.services.settings, "worker-1")
     with project.again().jobs.project_lock(1, MAP_LOCK):  # in the middle of its job it waits
         process.start_unless_running()
-        wait_until(lambda: not project.jobs.map_waits())
+        # Begun, and not only taken from the queue: between the two a job is nobody's, until it is asked for again.
+        wait_until(lambda: not project.jobs.map_waits() and project.jobs.is_mapping(1))
         process.stop()
     assert project.jobs.is_mapping(1)
     assert not project.jobs.map_waits()
