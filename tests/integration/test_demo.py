@@ -17,6 +17,7 @@ from live import (
     RUN_DIR,
     Stack,
     await_demo,
+    copy_label_studio,
     demo_environment,
     free_port,
     picture,
@@ -97,11 +98,12 @@ def test_other_commands_look_at_the_demo_with_its_settings_file(stack: Stack) ->
     assert (status["project_id"], status["n_workers"]) == (stack.facts["project_id"], 1)
 
 
-def test_second_start_reuses_everything_and_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
+def test_second_start_reuses_everything_and_ctrl_c_leaves_no_process(tmp_path: Path, stack: Stack) -> None:
     """Ctrl-C, then a start with one more image: same project, one more task, and no process left behind."""
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "label-studio").symlink_to(RUN_DIR / "label-studio")
+    copy_label_studio(run_dir)
     images = tmp_path / "images"
     for number, colour in enumerate(("red", "green", "blue", "red")):
         (images / colour).mkdir(parents=True, exist_ok=True)
@@ -196,13 +198,11 @@ def test_default_label_studio_refuses_the_private_address_and_connect_names_the_
     tmp_path: Path, stack: Stack
 ) -> None:
     """Against a Label Studio with its default guard, connect says which of its settings to change."""
-    port = free_port()
+    copy_label_studio(tmp_path)
+    port, token = free_port(), stack.facts["label_studio_token"]
     environment = {
         **os.environ,
-        "LABEL_STUDIO_BASE_DATA_DIR": str(tmp_path),
-        "LABEL_STUDIO_USERNAME": "a@example.com",
-        "LABEL_STUDIO_PASSWORD": "a-password-1",
-        "LABEL_STUDIO_USER_TOKEN": "a" * 40,
+        "LABEL_STUDIO_BASE_DATA_DIR": str(tmp_path / "label-studio-data"),
         "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
         "LATEST_VERSION_CHECK": "false",
         "COLLECT_ANALYTICS": "false",
@@ -228,12 +228,12 @@ def test_default_label_studio_refuses_the_private_address_and_connect_names_the_
                 time.sleep(0.3)
         made = httpx.post(
             f"{url}/api/projects/",
-            headers={"Authorization": f"Token {'a' * 40}"},
+            headers={"Authorization": f"Token {token}"},
             json={"title": "guarded", "label_config": config_of(["red", "blue"])},
             timeout=60,
         ).json()
         done = stack.cli(
-            "connect", str(made["id"]), LABEL_STUDIO_URL=url, LABEL_STUDIO_TOKEN="a" * 40, DATA_DIR=str(tmp_path / "d")
+            "connect", str(made["id"]), LABEL_STUDIO_URL=url, LABEL_STUDIO_TOKEN=token, DATA_DIR=str(tmp_path / "d")
         )
         assert done.returncode == 1
         assert "USER_ADDITIONAL_BANNED_SUBNETS" in done.stderr, done.stderr
