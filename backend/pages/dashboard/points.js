@@ -38,18 +38,25 @@ function threePainter(three, canvas, context) {
   return {
     isPlain: false,
     place(x, y) {
-      const position = new Float32Array(3 * x.length);
-      for (let i = 0; i < x.length; i++) {
+      const n = x.length;
+      const geometry = new three.BufferGeometry();
+      const position = new Float32Array(3 * n);
+      for (let i = 0; i < n; i++) {
         position[3 * i] = x[i];
         position[3 * i + 1] = y[i];
       }
+      geometry.setAttribute("position", new three.BufferAttribute(position, 3));
+      geometry.setAttribute("color", new three.BufferAttribute(new Uint8Array(4 * n), 4, true));
+      geometry.setIndex(new three.BufferAttribute(new Uint32Array(n), 1));
       points.geometry.dispose();
-      points.geometry = new three.BufferGeometry().setAttribute("position", new three.BufferAttribute(position, 3));
+      points.geometry = geometry;
     },
     colour(rgba, order, layers) {
       const { geometry } = points;
-      geometry.setAttribute("color", new three.BufferAttribute(rgba, 4, true));
-      geometry.setIndex(new three.BufferAttribute(order, 1));
+      for (const [attribute, content] of [[geometry.attributes.color, rgba], [geometry.index, order]]) {
+        attribute.array.set(content);
+        attribute.needsUpdate = true;
+      }
       geometry.clearGroups();
       let start = 0;
       sizes = layers.map(({ size }) => size);
