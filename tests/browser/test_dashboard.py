@@ -401,6 +401,20 @@ def test_without_webgl_the_map_is_drawn_all_the_same(open_page: Callable[..., Pa
     assert not [path for _, path in service.asked if "three" in path]
 
 
+def test_when_what_draws_the_map_does_not_load_it_says_so(open_page: Callable[..., Page], service: FakeService) -> None:
+    """Once, and does not ask for the points again and again; the rest of the page is there."""
+    page = open_page(
+        "/no-page", expected="404|ERR_FAILED|dynamically imported module"
+    )  # for a page that can be told what not to load
+    page.route("**/three.min.js", lambda route: route.abort())
+    page.goto(service.url + "/projects/3")
+    page.locator("#map").scroll_into_view_if_needed()
+    expect(page.locator(".map-notice")).to_have_text("What draws the map did not load; reload the page.")
+    page.wait_for_timeout(6000)
+    assert [path for _, path in service.asked].count("/api/projects/3/map") == 1
+    expect(page.locator("#calibration svg")).to_be_visible()
+
+
 def test_on_a_touch_screen_a_tap_shows_the_image_and_its_link_opens_the_task(open_page: Callable[..., Page]) -> None:
     """A finger has to see first what it would open; elsewhere a tap puts it away."""
     page = open_page(width=412, has_touch=True, is_mobile=True)

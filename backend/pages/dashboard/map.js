@@ -70,6 +70,10 @@ export function showMap(part, project, firstBoard) {
 
   const coming = painterFor(canvas); // while the points are asked for
   let painter = null;
+  let isHopeless = false; // without a painter the points need not be asked for again
+  coming.catch(() => {
+    isHopeless = true;
+  });
   let isLost = false; // the browser has taken the graphics context away
   canvas.addEventListener("webglcontextlost", () => {
     isLost = true;
@@ -297,7 +301,7 @@ export function showMap(part, project, firstBoard) {
   let again = null;
 
   async function load() {
-    if (isAsking) return;
+    if (isAsking || isHopeless) return;
     isAsking = true;
     wanted = board.status.model_version;
     clearTimeout(again);
