@@ -25,7 +25,7 @@ CONTENT_TYPES: Mapping[str, str] = {
 }
 """What is served below /assets/, by the end of its name. Pages are not: each has its own address."""
 
-FOLDERS = ("dashboard", "vendor/d3", "vendor/plot")
+FOLDERS = ("dashboard", "vendor/d3", "vendor/plot", "vendor/three")
 """Where it lies, below `PAGES`."""
 
 CHART_STYLE = """:where(.chart) {

@@ -2,6 +2,8 @@
 
 `make vendor` runs it, and needs npm; the service and its tests do not, for what it fetches is kept with the source.
 Another release: change name and version below, empty the integrity, run it, and put in what it says npm has.
+
+three.js is released as it is written, 2 MB: esbuild makes of it one small file of what the map uses, always the same.
 """
 
 from __future__ import annotations
@@ -19,6 +21,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
+ESBUILD = "0.28.2"
+"""Release of esbuild, which is run from npm's cache; what it makes is checked, whoever made it."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One minified module that is made of a package: these names of that module, without what they do not need."""
+
+    module: str
+    names: tuple[str, ...]
+    file: str
+    integrity: str
+
+
 @dataclass(frozen=True)
 class Package:
     """A package on npm: which of its files go where, and npm's sha512 of the whole."""
@@ -28,6 +44,7 @@ class Package:
     integrity: str
     folder: str
     files: tuple[str, ...]
+    bundle: Bundle | None = None
 
 
 PACKAGES = (
@@ -45,6 +62,30 @@ PACKAGES = (
         "backend/pages/vendor/plot",
         ("dist/plot.umd.min.js", "LICENSE"),
     ),
+    Package(
+        "three",
+        "0.187.0",
+        "sha512-Qiu7R+Cmh8CstZsY1uJOSWnVlfo7ZtNLV7mF8Jltk3LB3AtDu9cRZlcnRKkAk8Y4z6KKw35z7Y7Urd7jWY8etA==",
+        "backend/pages/vendor/three",
+        ("LICENSE",),
+        Bundle(
+            "build/three.module.js",
+            (
+                "BufferAttribute",
+                "BufferGeometry",
+                "CanvasTexture",
+                "ColorManagement",
+                "LinearSRGBColorSpace",
+                "OrthographicCamera",
+                "Points",
+                "PointsMaterial",
+                "Scene",
+                "WebGLRenderer",
+            ),
+            "three.min.js",
+            "sha512-8XZhgmW/2EI8TglpEy3idh5aGO4nRmEyOGWHWTCk74oLqC4xi+Job8mgrq1I/WZ2XCRAUDhq7sUR9ZN/ykce/g==",
+        ),
+    ),
     # For tests alone.
     Package(
         "axe-core",
@@ -56,6 +97,11 @@ PACKAGES = (
 )
 
 
+def integrity_of(content: bytes) -> str:
+    """Its sha512 as npm writes it."""
+    return "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
+
+
 def fetch(package: Package, folder: Path) -> Path:
     """The packed package, once its sha512 is right; ends the program with a sentence if it is not."""
     name = f"{package.name}@{package.version}"
@@ -63,7 +109,7 @@ def fetch(package: Package, folder: Path) -> Path:
     if done.returncode:
         sys.exit(f"error: npm pack {name} failed: {done.stderr.strip()[-400:]}")
     packed = folder / json.loads(done.stdout)[0]["filename"]
-    found = "sha512-" + base64.b64encode(hashlib.sha512(packed.read_bytes()).digest()).decode()
+    found = integrity_of(packed.read_bytes())
     if found != package.integrity:
         sys.exit(f"error: npm has {name} with {found}, expected {package.integrity or 'none'}; nothing was changed")
     return packed
@@ -81,13 +127,39 @@ def unpack(package: Package, packed: Path) -> None:
             target.joinpath(Path(name).name).write_bytes(member.read())
 
 
+def build(package: Package, bundle: Bundle, packed: Path, folder: Path) -> bytes:
+    """The bundle; ends the program with a sentence if it is another than it was."""
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    npm = ["npm", "exec", "--yes", "--ignore-scripts", f"--package=esbuild@{ESBUILD}", "--", "esbuild"]
+    options = ["--bundle", "--minify", "--format=esm", "--target=es2022", "--legal-comments=inline"]
+    entry = f'export {{ {", ".join(bundle.names)} }} from "./{bundle.module}";'.encode()
+    done = subprocess.run([*npm, *options], cwd=folder / "package", input=entry, capture_output=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: esbuild {ESBUILD} could not bundle {package.name}: {done.stderr.decode().strip()[-400:]}")
+    found = integrity_of(done.stdout)
+    if found != bundle.integrity:
+        sys.exit(
+            f"error: esbuild {ESBUILD} makes of {package.name} {package.version} {len(done.stdout):,} bytes "
+            f"with {found}, expected {bundle.integrity or 'none'}; nothing was changed"
+        )
+    return done.stdout
+
+
 def main() -> None:
-    """Fetches all of them, then writes."""
+    """Fetches all of them and makes what is made, then writes."""
     with tempfile.TemporaryDirectory() as folder:
         fetched = [(package, fetch(package, Path(folder))) for package in PACKAGES]
+        made = {
+            ROOT / package.folder / package.bundle.file: build(package, package.bundle, packed, Path(folder, str(n)))
+            for n, (package, packed) in enumerate(fetched)
+            if package.bundle
+        }
         for package, packed in fetched:
             unpack(package, packed)
             print(f"{package.name} {package.version} → {package.folder}")
+        for path, content in made.items():
+            path.write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_service import CLASSES, FakeService, embedding_board, empty_board, full_board, map_of, running
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -52,9 +54,12 @@ def open_page(browser: Browser, service: FakeService) -> Iterator[Callable[..., 
     contexts = []
     problems: list[str] = []
 
-    def open_at(path: str = "/projects/3", *, expected: str = "$^", width: int = 1280, **options: Any) -> Page:
+    def open_at(
+        path: str = "/projects/3", *, expected: str = "$^", width: int = 1280, init_script: str = "", **options: Any
+    ) -> Page:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
+        context.add_init_script(init_script)
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(
@@ -332,24 +337,135 @@ def test_the_map_of_a_new_version_comes_by_itself(open_page: Callable[..., Page]
     expect(page.locator("canvas")).to_have_attribute("aria-label", re.compile("1,200 images"))
 
 
-def test_without_webgl_the_map_is_drawn_all_the_same(browser: Browser, service: FakeService) -> None:
-    """By the canvas' plain context."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.add_init_script(
-        "const get = HTMLCanvasElement.prototype.getContext;"
+def lights(page: Page, canvas: Locator, places: Iterable[tuple[float, float]]) -> list[bool]:
+    """Whether something else than the background is seen at each place of the canvas."""
+    shown = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)
+    background = shown[4, 4]
+    height, width = shown.shape[:2]
+    return [
+        bool(np.abs(shown[min(round(y), height - 1), min(round(x), width - 1)] - background).max() > 24)
+        for x, y in places
+    ]
+
+
+def test_every_point_is_drawn_where_it_lies(open_page: Callable[..., Page], service: FakeService) -> None:
+    """Of 100,000, too, and nothing elsewhere; what draws them is loaded when the rest of the page is there."""
+    service.map = map_of(100_000)
+    page = open_page()
+    canvas = bring_up_map(page)
+    asked = [path.rsplit("/", 1)[-1] for _, path in service.asked]
+    assert asked.index("dashboard") < asked.index("three.min.js")
+    page.wait_for_timeout(500)
+    everywhere = [place_of(page, 100_000, index) for index in range(0, 100_000, 2_000)]
+    assert all(lights(page, canvas, everywhere))
+    box = canvas.bounding_box()
+    assert box is not None
+    # All within the middle of the canvas, whose corners stay empty.
+    corners = [(x, y) for x in (6, box["width"] - 6) for y in (6, box["height"] - 6)]
+    assert not any(lights(page, canvas, corners))
+
+
+def test_a_map_whose_graphics_context_is_lost_says_so_and_comes_again(open_page: Callable[..., Page]) -> None:
+    """As when a computer wakes up, or its graphics driver is restarted."""
+    page = open_page()
+    canvas = bring_up_map(page)
+    places = [place_of(page, 1000, index) for index in range(0, 1000, 20)]
+    page.evaluate(
+        "() => { const gl = document.querySelector('canvas').getContext('webgl2');"
+        " window.taken = gl.getExtension('WEBGL_lose_context'); window.taken.loseContext(); }"
+    )
+    expect(page.locator(".map-notice")).to_contain_text("has stopped drawing the map")
+    page.get_by_label("Colour by").select_option("uncertainty")  # nothing is drawn, and nothing breaks
+    assert not any(lights(page, canvas, places))
+    page.evaluate("window.taken.restoreContext()")
+    expect(page.locator(".map-notice")).to_be_hidden()
+    page.wait_for_timeout(300)
+    assert sum(lights(page, canvas, places)) > 0.9 * len(places)
+
+
+def test_without_webgl_the_map_is_drawn_all_the_same(open_page: Callable[..., Page], service: FakeService) -> None:
+    """By the canvas' plain context, which the map says; what draws it otherwise is not even loaded."""
+    page = open_page(
+        init_script="const get = HTMLCanvasElement.prototype.getContext;"
         "HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {"
         " return kind === 'webgl2' ? null : get.call(this, kind, ...rest); }"
     )
-    page = context.new_page()
-    page.goto(service.url + "/projects/3")
     canvas = bring_up_map(page)
-    lit = page.evaluate(
-        "new Set(document.querySelector('canvas').getContext('2d')"
-        ".getImageData(0, 0, 400, 400).data.filter((_, i) => i % 4 === 3)).size"
-    )
-    assert canvas.is_visible()
-    assert lit > 1
-    context.close()
+    expect(page.locator(".map-notice")).to_have_text(re.compile("draws without WebGL"))
+    assert all(lights(page, canvas, [place_of(page, 1000, index) for index in range(0, 1000, 20)]))
+    canvas.focus()
+    canvas.press("+")
+    canvas.press("0")
+    page.wait_for_timeout(200)
+    assert all(lights(page, canvas, [place_of(page, 1000, index) for index in range(0, 1000, 20)]))
+    assert not [path for _, path in service.asked if "three" in path]
+
+
+def test_when_what_draws_the_map_does_not_load_it_says_so(open_page: Callable[..., Page], service: FakeService) -> None:
+    """Once, and does not ask for the points again and again; the rest of the page is there."""
+    page = open_page(
+        "/no-page", expected="404|ERR_FAILED|dynamically imported module"
+    )  # for a page that can be told what not to load
+    page.route("**/three.min.js", lambda route: route.abort())
+    page.goto(service.url + "/projects/3")
+    page.locator("#map").scroll_into_view_if_needed()
+    expect(page.locator(".map-notice")).to_have_text("What draws the map did not load; reload the page.")
+    page.wait_for_timeout(6000)
+    assert [path for _, path in service.asked].count("/api/projects/3/map") == 1
+    expect(page.locator("#calibration svg")).to_be_visible()
+
+
+def test_on_a_touch_screen_a_tap_shows_the_image_and_its_link_opens_the_task(open_page: Callable[..., Page]) -> None:
+    """A finger has to see first what it would open; elsewhere a tap puts it away."""
+    page = open_page(width=412, has_touch=True, is_mobile=True)
+    canvas = bring_up_map(page)
+    x, y = place_of(page, 1000, 0)
+    canvas.tap(position={"x": x, "y": y})
+    tip = page.locator(".map-tip")
+    expect(tip).to_contain_text("next to label")
+    expect(tip.locator("img")).to_have_attribute("src", "/api/projects/3/tasks/1001/thumbnail")
+    page.context.route("http://labels.example/**", lambda route: route.fulfill(body="Label Studio"))
+    link = tip.get_by_role("link", name="Open in Label Studio")
+    with page.context.expect_page() as opened:
+        link.tap()
+    opened.value.wait_for_url("http://labels.example/projects/3/data?task=1001")
+    page.bring_to_front()
+    canvas.tap(position={"x": 6, "y": 6})
+    expect(tip).to_be_hidden()
+
+
+def test_two_fingers_zoom_the_map_and_one_scrolls_the_page(open_page: Callable[..., Page]) -> None:
+    """So nobody is caught in the map on the way down."""
+    page = open_page(width=412, has_touch=True, is_mobile=True)
+    canvas = bring_up_map(page)
+    page.locator("#map summary").tap()
+    shown = page.locator("#map .as-table p")
+    expect(shown).to_contain_text("1,000 images in view")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touches = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *at: tuple[float, float]) -> None:
+        points = [{"x": px, "y": py, "id": finger} for finger, (px, py) in enumerate(at)]
+        touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", (x - 20, y))
+    touch("touchStart", (x - 20, y), (x + 20, y))
+    for apart in range(30, 130, 10):
+        touch("touchMove", (x - apart, y), (x + apart, y))
+    touch("touchEnd")
+    expect(shown).not_to_contain_text("1,000 images in view")
+    in_view = shown.inner_text()
+    before = page.evaluate("scrollY")
+    touch("touchStart", (x, y))
+    for moved in range(10, 130, 10):
+        touch("touchMove", (x, y - moved))
+    touch("touchEnd")
+    page.wait_for_timeout(500)
+    assert page.evaluate("scrollY") > before
+    assert shown.inner_text() == in_view
 
 
 # -- for everybody ----------------------------------------------------------------------------------------------------

@@ -68,12 +68,21 @@ export function showMap(part, project, firstBoard) {
     h("p", { id: "map-help", class: "quiet small" }, "Drag to move. Wheel with Ctrl or ⌘, or two fingers, to zoom. A click opens the task in Label Studio. Keys: arrows, + and −, 0 for all."),
     details));
 
-  let painter = painterFor(canvas);
-  canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
+  const coming = painterFor(canvas); // while the points are asked for
+  let painter = null;
+  let isHopeless = false; // without a painter the points need not be asked for again
+  coming.catch(() => {
+    isHopeless = true;
+  });
+  let isLost = false; // the browser has taken the graphics context away
+  canvas.addEventListener("webglcontextlost", () => {
+    isLost = true;
+    tellNotice();
+  });
   canvas.addEventListener("webglcontextrestored", () => {
-    painter = painterFor(canvas);
-    if (points) painter.place(points.x, points.y);
-    recolour();
+    isLost = false;
+    tellNotice();
+    repaint();
   });
 
   // -- view -----------------------------------------------------------------------------------------------------------
@@ -94,21 +103,12 @@ export function showMap(part, project, firstBoard) {
 
   let isDirty = false;
   function repaint() {
-    if (isDirty) return;
+    if (isDirty || !painter || isLost) return;
     isDirty = true;
     requestAnimationFrame(() => {
       isDirty = false;
       const box = size();
-      const density = Math.min(2, window.devicePixelRatio || 1);
-      const [width, height] = [Math.round(box.width * density), Math.round(box.height * density)];
-      if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-      const s = spread(box);
-      const n = points?.n || 1;
-      painter.paint({
-        scale: [(2 * s.x * transform.k) / box.width, (2 * s.y * transform.k) / box.height],
-        shift: [(2 * (transform.x + (transform.k * box.width) / 2)) / box.width - 1, 1 - (2 * (transform.y + (transform.k * box.height) / 2)) / box.height],
-        dotSize: density * Math.min(13, Math.max(2.2, (27 / n ** 0.2) * transform.k ** 0.3)),
-      });
+      painter.paint({ box, spread: spread(box), transform, dotSize: Math.min(13, Math.max(2.2, (27 / (points?.n || 1) ** 0.2) * transform.k ** 0.3)) });
       placeRing();
       performance.mark("map-painted");
     });
@@ -153,8 +153,7 @@ export function showMap(part, project, firstBoard) {
     if (!points) return;
     const { n } = points;
     const looks = new Uint32Array(n); // alpha, blue, green, red, from the highest byte on
-    const sizes = new Float32Array(n);
-    const rank = new Uint8Array(n); // what is painted later lies above
+    const rank = new Uint8Array(n); // 0 to 3: what is painted later lies above
     const palette = points.classes.map((_, index) => rgb(classColour(index)));
     const rest = rgb(css("--rest"));
     const ramp = Array.from({ length: 256 }, (_, i) => rgb(d3.interpolateRgb(css("--sure"), css("--unsure"))(i / 255)));
@@ -167,13 +166,17 @@ export function showMap(part, project, firstBoard) {
       } else if (mode === "uncertainty") [colour, alpha, rank[i]] = [ramp[points.uncertainty[i]], 200, points.uncertainty[i] >> 6];
       else if (mode === "queue" && points.place[i] !== NONE) [colour, alpha, rank[i]] = [first, 255, 3];
       if (only.size && !only.has(owner)) [alpha, rank[i]] = [18, 0];
-      sizes[i] = mode === "queue" && points.place[i] !== NONE ? 1.9 : mode === "label" && owner !== NONE ? 1.5 : 1;
       looks[i] = (alpha << 24) | colour;
     }
     const order = new Uint32Array(n);
+    const layers = [{ size: 1 }, { size: mode === "label" ? 1.5 : 1 }, { size: 1 }, { size: mode === "queue" ? 1.9 : 1 }];
     let at = 0;
-    for (let r = 0; r < 4; r++) for (let i = 0; i < n; i++) if (rank[i] === r) order[at++] = i;
-    painter.colour(new Uint8Array(looks.buffer), sizes, order);
+    for (let r = 0; r < 4; r++) {
+      const start = at;
+      for (let i = 0; i < n; i++) if (rank[i] === r) order[at++] = i;
+      layers[r].n = at - start;
+    }
+    painter.colour(new Uint8Array(looks.buffer), order, layers);
     repaint();
     tellLegend();
   }
@@ -298,7 +301,7 @@ export function showMap(part, project, firstBoard) {
   let again = null;
 
   async function load() {
-    if (isAsking) return;
+    if (isAsking || isHopeless) return;
     isAsking = true;
     wanted = board.status.model_version;
     clearTimeout(again);
@@ -306,6 +309,7 @@ export function showMap(part, project, firstBoard) {
       const answer = await ask(`/api/projects/${project}/map`, { headers: { Accept: "application/octet-stream", ...(etag ? { "If-None-Match": etag } : {}) } });
       if (answer.status !== 304) {
         const found = parseMap(await answer.arrayBuffer());
+        painter ??= await coming;
         etag = answer.headers.get("ETag");
         take(found);
       }
@@ -324,8 +328,7 @@ export function showMap(part, project, firstBoard) {
     grid = new Grid(points.x, points.y);
     hovered = task < 0 ? -1 : points.taskId.indexOf(task);
     tip.hidden = ring.hidden = hovered < 0;
-    notice.textContent = told(points.note) || (points.n ? "" : "The map comes once all images are embedded; that begins by itself.");
-    notice.hidden = !notice.textContent;
+    tellNotice();
     part.classList.toggle("empty-map", !points.n);
     if (!modeChosen) {
       mode = points.prediction.some((owner) => owner !== NONE) ? "prediction" : points.place.some((place) => place !== NONE) ? "queue" : "label";
@@ -336,6 +339,13 @@ export function showMap(part, project, firstBoard) {
     recolour();
     tellView();
     performance.mark("map-ready");
+  }
+
+  function tellNotice() {
+    notice.textContent = isLost ? "The browser has stopped drawing the map; it goes on by itself once the graphics are there again."
+      : points && !points.n ? told(points.note) || "The map comes once all images are embedded; that begins by itself."
+        : [told(points?.note), painter?.isPlain && "This browser draws without WebGL: with many images the map moves slowly."].filter(Boolean).join(" ");
+    notice.hidden = !notice.textContent;
   }
 
   new IntersectionObserver((entries) => {

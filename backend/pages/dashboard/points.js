@@ -1,90 +1,101 @@
-// Points on a canvas: by WebGL 2, or where a browser has none by its plain context; and which point lies under the mouse.
+// Points on a canvas: by three.js, or where a browser has no WebGL by its plain context; and which point lies under the mouse.
 
-const VERTEX = `#version 300 es
-in vec2 position; in vec4 colour; in float size;
-uniform vec2 scale; uniform vec2 shift; uniform float dot_size;
-out vec4 paint; out float edge;
-void main() {
-  gl_Position = vec4(position * scale + shift, 0.0, 1.0);
-  gl_PointSize = max(1.5, size * dot_size);
-  paint = colour;
-  edge = 1.0 / gl_PointSize;
-}`;
-const FRAGMENT = `#version 300 es
-precision mediump float;
-in vec4 paint; in float edge;
-out vec4 result;
-void main() {
-  float alpha = paint.a * smoothstep(0.5, 0.5 - 1.5 * edge, length(gl_PointCoord - 0.5));
-  result = vec4(paint.rgb * alpha, alpha);
-}`;
+const DISC_PX = 64;
+const SMALLEST_PX = 1.5; // of the screen: smaller points are hardly seen
 
 /**
- * A painter for the canvas: `place(x, y)`, `colour(rgba, sizes, order)` give it what to paint, all arrays of n points,
- * `paint({scale, shift, dotSize})` paints; clip coordinates are position·scale + shift.
+ * A painter for the canvas, all its arrays of n points: `place(x, y)` says where they lie, `colour(rgba, order, layers)` how they
+ * look: `order` are their indices from the lowest to the highest, `layers` how many at a time are of which size. `paint` paints
+ * as seen through `transform`, d3's zoom, with `spread` CSS pixels from 0 to 1; `dotSize` are the CSS pixels of size 1.
  */
-export function painterFor(canvas) {
-  const gl = canvas.getContext("webgl2", { antialias: false, premultipliedAlpha: true });
-  return gl ? glPainter(gl) : plainPainter(canvas.getContext("2d"));
+export async function painterFor(canvas) {
+  const gl = canvas.getContext("webgl2", { antialias: false, depth: false, stencil: false });
+  if (!gl) return plainPainter(canvas.getContext("2d"));
+  const three = await import("../vendor/three/three.min.js").catch((error) => {
+    console.error(error);
+    throw new Error("What draws the map did not load; reload the page.");
+  });
+  return threePainter(three, canvas, gl);
 }
 
-function glPainter(gl) {
-  const program = gl.createProgram();
-  for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
-    const shader = gl.createShader(kind);
-    gl.shaderSource(shader, source);
-    gl.compileShader(shader);
-    gl.attachShader(program, shader);
-  }
-  gl.linkProgram(program);
-  if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) throw new Error(`The map cannot be drawn: ${gl.getProgramInfoLog(program)}`);
-  gl.useProgram(program);
-  gl.enable(gl.BLEND);
-  gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-  const uniform = (name) => gl.getUniformLocation(program, name);
-  const [scale, shift, dotSize] = ["scale", "shift", "dot_size"].map(uniform);
-  const attribute = (name, n, type, isNormalized) => {
-    const buffer = gl.createBuffer();
-    const where = gl.getAttribLocation(program, name);
-    return (content) => {
-      gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
-      gl.bufferData(gl.ARRAY_BUFFER, content, gl.STATIC_DRAW);
-      gl.enableVertexAttribArray(where);
-      gl.vertexAttribPointer(where, n, type, isNormalized, 0, 0);
-    };
-  };
-  const setPositions = attribute("position", 2, gl.FLOAT, false);
-  const setColours = attribute("colour", 4, gl.UNSIGNED_BYTE, true);
-  const setSizes = attribute("size", 1, gl.FLOAT, false);
-  const indices = gl.createBuffer();
-  let n = 0;
+/** Pixels of the screen to one of CSS; more than two would not be seen, and have to be painted. */
+const density = () => Math.min(2, window.devicePixelRatio || 1);
+
+function threePainter(three, canvas, context) {
+  // Colours go to the screen as the style sheet has them.
+  three.ColorManagement.enabled = false;
+  const renderer = new three.WebGLRenderer({ canvas, context, alpha: true });
+  renderer.outputColorSpace = three.LinearSRGBColorSpace;
+  const camera = new three.OrthographicCamera();
+  [camera.near, camera.far] = [-1, 1];
+  const points = new three.Points(new three.BufferGeometry(), []);
+  points.frustumCulled = false;
+  const scene = new three.Scene().add(points);
+  const look = { alphaMap: new three.CanvasTexture(drawDisc()), vertexColors: true, transparent: true, sizeAttenuation: false, depthTest: false, depthWrite: false };
+  const materials = []; // one a layer, for a size
+  let sizes = [];
+  let shown = {};
   return {
     isPlain: false,
     place(x, y) {
-      n = x.length;
-      const both = new Float32Array(2 * n);
+      const n = x.length;
+      const geometry = new three.BufferGeometry();
+      const position = new Float32Array(3 * n);
       for (let i = 0; i < n; i++) {
-        both[2 * i] = x[i];
-        both[2 * i + 1] = y[i];
+        position[3 * i] = x[i];
+        position[3 * i + 1] = y[i];
       }
-      setPositions(both);
+      geometry.setAttribute("position", new three.BufferAttribute(position, 3));
+      geometry.setAttribute("color", new three.BufferAttribute(new Uint8Array(4 * n), 4, true));
+      geometry.setIndex(new three.BufferAttribute(new Uint32Array(n), 1));
+      points.geometry.dispose();
+      points.geometry = geometry;
     },
-    colour(rgba, sizes, order) {
-      setColours(rgba);
-      setSizes(sizes);
-      gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, indices);
-      gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, order, gl.STATIC_DRAW);
+    colour(rgba, order, layers) {
+      const { geometry } = points;
+      for (const [attribute, content] of [[geometry.attributes.color, rgba], [geometry.index, order]]) {
+        attribute.array.set(content);
+        attribute.needsUpdate = true;
+      }
+      geometry.clearGroups();
+      let start = 0;
+      sizes = layers.map(({ size }) => size);
+      points.material = layers.map(({ n }, layer) => {
+        geometry.addGroup(start, n, layer);
+        start += n;
+        return (materials[layer] ??= new three.PointsMaterial(look));
+      });
     },
-    paint(view) {
-      gl.viewport(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight);
-      gl.clearColor(0, 0, 0, 0);
-      gl.clear(gl.COLOR_BUFFER_BIT);
-      gl.uniform2fv(scale, view.scale);
-      gl.uniform2fv(shift, view.shift);
-      gl.uniform1f(dotSize, view.dotSize);
-      if (n) gl.drawElements(gl.POINTS, n, gl.UNSIGNED_INT, 0);
+    paint({ box, spread, transform, dotSize }) {
+      const scale = density();
+      if (box.width !== shown.width || box.height !== shown.height || scale !== shown.scale) {
+        shown = { ...box, scale };
+        renderer.setPixelRatio(scale);
+        renderer.setSize(box.width, box.height, false);
+      }
+      camera.left = (transform.invertX(0) - box.width / 2) / spread.x;
+      camera.right = (transform.invertX(box.width) - box.width / 2) / spread.x;
+      camera.top = (box.height / 2 - transform.invertY(0)) / spread.y;
+      camera.bottom = (box.height / 2 - transform.invertY(box.height)) / spread.y;
+      camera.updateProjectionMatrix();
+      sizes.forEach((size, layer) => {
+        materials[layer].size = Math.max(SMALLEST_PX / scale, size * dotSize);
+      });
+      renderer.render(scene, camera);
     },
   };
+}
+
+/** White where a point is painted, black around. */
+function drawDisc() {
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = DISC_PX;
+  const context = canvas.getContext("2d");
+  context.fillRect(0, 0, DISC_PX, DISC_PX);
+  context.fillStyle = "white";
+  context.arc(DISC_PX / 2, DISC_PX / 2, DISC_PX / 2 - 1, 0, 2 * Math.PI);
+  context.fill();
+  return canvas;
 }
 
 function plainPainter(context) {
@@ -95,22 +106,28 @@ function plainPainter(context) {
     place(x, y) {
       points = { x, y };
     },
-    colour(rgba, sizes, order) {
-      looks = { rgba, sizes, order };
+    colour(rgba, order, layers) {
+      looks = { rgba, order, layers };
     },
-    paint({ scale, shift, dotSize }) {
-      const { width, height } = context.canvas;
+    paint({ box, spread, transform, dotSize }) {
+      const { canvas } = context;
+      const scale = density();
+      const [width, height] = [Math.round(box.width * scale), Math.round(box.height * scale)];
+      if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
       context.clearRect(0, 0, width, height);
       let last = "";
-      for (const i of looks?.order || []) {
-        const px = ((points.x[i] * scale[0] + shift[0] + 1) / 2) * width;
-        const py = ((1 - points.y[i] * scale[1] - shift[1]) / 2) * height;
-        if (px < -9 || py < -9 || px > width + 9 || py > height + 9) continue;
-        const [r, g, b, a] = looks.rgba.subarray(4 * i, 4 * i + 4);
-        const style = `rgba(${r},${g},${b},${a / 255})`;
-        if (style !== last) context.fillStyle = last = style;
-        const size = Math.max(1.5, looks.sizes[i] * dotSize);
-        context.fillRect(px - size / 2, py - size / 2, size, size);
+      let start = 0;
+      for (const { n, size } of looks?.layers || []) {
+        const side = Math.max(SMALLEST_PX, size * dotSize * scale);
+        for (const i of looks.order.subarray(start, (start += n))) {
+          const px = scale * transform.applyX(box.width / 2 + points.x[i] * spread.x);
+          const py = scale * transform.applyY(box.height / 2 - points.y[i] * spread.y);
+          if (px < -side || py < -side || px > width + side || py > height + side) continue;
+          const [r, g, b, a] = looks.rgba.subarray(4 * i, 4 * i + 4);
+          const style = `rgba(${r},${g},${b},${a / 255})`;
+          if (style !== last) context.fillStyle = last = style;
+          context.fillRect(px - side / 2, py - side / 2, side, side);
+        }
       }
     },
   };

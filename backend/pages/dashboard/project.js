@@ -131,8 +131,7 @@ function announceChange(before, { status }) {
 
 function startMap(board) {
   const begin = async () => {
-    const { showMap } = await import("./map.js");
-    await charts.loadLibraries();
+    const [{ showMap }] = await Promise.all([import("./map.js"), charts.loadLibraries()]);
     map = showMap(slot("map-part"), project, board);
   };
   const seen = new IntersectionObserver((entries) => {
