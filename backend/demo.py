@@ -370,7 +370,7 @@ class Demo:
         """Shows how much of how much is done, each time it is called with both; in the end how much it was."""
         started = time.monotonic()
         counted = 0
-        with progress(self._console.file) as show:
+        with progress(sys.stdout) as show:
             show(text, 0, 0)
 
             def advance(done: int, total: int) -> None:
