@@ -139,7 +139,7 @@ def jobs(redis_url: str) -> Iterator[Jobs]:
 def settings(redis_url: str, tmp_path: Path) -> Settings:
     """Small numbers, a real Redis, and authentication switched on."""
     return Settings(
-        prelabel_from=0.0,  # a handful of labels proves no accuracy
+        prelabel_from=0.0,  # so that there are some from the first model on
         redis_url=redis_url,
         data_dir=tmp_path / "data",
         backend_password="pass-w0rd",
