@@ -25,7 +25,7 @@ from backend.errors import (
     UsageError,
 )
 from backend.logs import configure_logging
-from backend.progress import progress
+from backend.progress import progress, waiting
 from backend.shown import settings_page, status_lines
 
 if TYPE_CHECKING:
@@ -205,8 +205,15 @@ def doctor(
     """Check every link in both directions and name the cure of each failure; exit code 1 if one is broken."""
     from backend.services import Services
 
-    n_broken = 0
-    for check in Services(_settings(context, quiet=True)).doctor.examine(project or None):
+    n_broken = n_checks = 0
+    checks = Services(_settings(context, quiet=True)).doctor.examine(project or None)
+    while True:
+        # What hangs takes its time-out; the line is gone before the next check is printed.
+        with waiting(f"checking, {n_checks} done"):
+            check = next(checks, None)
+        if check is None:
+            break
+        n_checks += 1
         n_broken += not check.ok
         if as_json:
             typer.echo(json.dumps(check.__dict__, ensure_ascii=False))
@@ -368,7 +375,7 @@ def models(
         return
     if use:
         ticket = versions.release(project) if use == NEWEST else versions.use(project, use, by="command line")[1]
-        if ticket is not None and not services.jobs.wait_for_retrain(project, ticket, PUBLISHED_WITHIN_S):
+        if ticket is not None and not _is_published(services, project, ticket):
             typer.echo("not published yet: the worker is busy, or none runs; it will be done", err=True)
     listed = versions.listed(project)
     if as_json:
@@ -494,6 +501,19 @@ def _first_version(services: Services, project: int, timeout_s: float) -> str:
                     f"({found['last_error'] or 'no error'}); how far it is: python -m backend status {project}"
                 )
             time.sleep(LOOK_EVERY_S)
+
+
+def _is_published(services: Services, project: int, ticket: int) -> bool:
+    """Whether the worker answers the ticket in time; from the second second on it is shown how long is waited."""
+    began = time.monotonic()
+    with progress() as advance:
+        while not services.jobs.wait_for_retrain(project, ticket, LOOK_EVERY_S):
+            waited_s = time.monotonic() - began
+            if waited_s >= PUBLISHED_WITHIN_S:
+                return False
+            if waited_s >= 1:
+                advance("waiting for the worker, at most so many seconds", int(waited_s), int(PUBLISHED_WITHIN_S))
+    return True
 
 
 def _people(ids: Sequence[int | None]) -> str:

@@ -220,7 +220,7 @@ class Settings:
     prelabel_from: float = _setting(
         _share_or_bound,
         0.8,
-        "accuracy, 0 to 1, from which pre-labels are shown, its lower bound counts; 0: always, 1: never",
+        "confidence, 0 to 1, from which an image's pre-label is shown, once it was tried on labels; 0: all, 1: none",
     )
     publish_wait_s: float = _setting(
         _seconds(0), 0.6, "longest wait of a webhook answer for the version with its label; 0: never wait"

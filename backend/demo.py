@@ -30,15 +30,13 @@ from xml.sax.saxutils import quoteattr
 
 import httpx
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Task as ProgressTask
-from rich.text import Text
 
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.addresses import forbidden_except
 from backend.config import Settings, describe_settings, process_environment
 from backend.errors import BackendError, ProjectNotFoundError
+from backend.progress import progress
 from backend.services import Services
 
 logger = logging.getLogger(__name__)
@@ -49,18 +47,14 @@ EMAIL = "demo@example.com"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 DEFAULT_LABELS = ("Class A", "Class B")
 TASKS_PER_IMPORT = 500
+PACKAGES_AT_ONCE = 10
+"""Packages that are downloaded and installed together: some at a time are faster, and the progress moves often."""
+
 LABEL_STUDIO_START_S = 600
 SERVICE_START_S = 120
 STOP_S = 10
 REPOSITORY = Path(__file__).resolve().parent.parent
 _LABEL_STUDIO = REPOSITORY / "requirements-label-studio.txt"
-
-
-class _SpeedColumn(ProgressColumn):
-    """How many a second, of late."""
-
-    def render(self, task: ProgressTask) -> Text:
-        return Text(f"{task.speed:.0f}/s" if task.speed else "")
 
 
 @dataclass(frozen=True)
@@ -243,8 +237,8 @@ class Demo:
         """Installs Label Studio in a virtual environment of its own: its pins clash with ours."""
         home = self._run_dir / "label-studio"
         if not is_label_studio_installed(home):
-            with self._step(f"installing Label Studio {LABEL_STUDIO_VERSION} (about 1.5 GB, once)"):
-                install_label_studio(home, self._run_dir / "logs" / "install.log")
+            with self._progress(f"installing Label Studio {LABEL_STUDIO_VERSION} (about 1.5 GB, once)") as advance:
+                install_label_studio(home, self._run_dir / "logs" / "install.log", advance)
         return label_studio_command(home, self._options.label_studio_port)
 
     def _project(self, label_studio: LabelStudioClient, images: Path) -> int:
@@ -272,24 +266,22 @@ class Demo:
         references = [f"/data/local-files/?d={quote(f'{slug}/{path.relative_to(images)}')}" for path in files]
         new = [{"data": {"image": reference}} for reference in references if reference not in known]
         if new:
-            with self._progress("importing images", len(new)) as advance:
+            with self._progress("importing images") as advance:
                 for start in range(0, len(new), TASKS_PER_IMPORT):
                     batch = new[start : start + TASKS_PER_IMPORT]
                     label_studio.import_tasks(project_id, batch)
-                    advance(len(batch))
+                    advance(start + len(batch), len(new))
         return project_id
 
     def _await_first_version(self, services: Services, project_id: int) -> None:
         """Waits until the images are embedded and a version is published, which a second start finds at once."""
         failure: str | None = None
-        with self._progress("looking at the images", 1) as advance:
-            shown = 0
+        with self._progress("looking at the images") as advance:
             while services.registry.published(project_id) is None:
                 self._check_alive()
                 progress = services.jobs.progress(project_id)
                 if progress:
-                    advance(progress.done - shown, progress.total)
-                    shown = progress.done
+                    advance(progress.done, progress.total)
                 reported = services.jobs.note(project_id, "last_error")
                 if reported and reported != failure:
                     failure = reported
@@ -297,7 +289,7 @@ class Demo:
                 time.sleep(0.3)
             progress = services.jobs.progress(project_id)
             if progress:
-                advance(progress.done - shown, progress.total)
+                advance(progress.done, progress.total)
         warning = services.jobs.note(0, "backbone_warning")
         if warning:
             self._console.print(f"  note: {warning}")
@@ -374,20 +366,17 @@ class Demo:
         self._console.print(f"{text}: {time.monotonic() - started:.1f} s")
 
     @contextmanager
-    def _progress(self, text: str, total: int) -> Iterator[Callable[..., None]]:
-        counts = MofNCompleteColumn(), _SpeedColumn(), TimeRemainingColumn()
-        columns = (TextColumn("{task.description}"), BarColumn(), *counts)
+    def _progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Shows how much of how much is done, each time it is called with both; in the end how much it was."""
         started = time.monotonic()
-        with Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal) as bar:
-            task = bar.add_task(text, total=total)
-            if not self._console.is_terminal:
-                self._console.print(f"{text} …")
-            counted = 0
+        counted = 0
+        with progress(sys.stdout) as show:
+            show(text, 0, 0)
 
-            def advance(n: int, new_total: int | None = None) -> None:
+            def advance(done: int, total: int) -> None:
                 nonlocal counted
-                counted += n
-                bar.update(task, advance=n, total=new_total)
+                counted = done
+                show(text, done, total)
 
             yield advance
         self._console.print(f"{text}: {counted} in {time.monotonic() - started:.1f} s")
@@ -475,29 +464,39 @@ def is_label_studio_installed(home: Path) -> bool:
     return program.exists() and installed.exists() and installed.read_text() == _LABEL_STUDIO.read_text()
 
 
-def install_label_studio(home: Path, log: Path) -> None:
+def install_label_studio(home: Path, log: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Makes a virtual environment with Label Studio, minutes; what is said goes to the log. Raises DemoError.
 
-    Of several processes that want it at the same place one makes it, and the others wait for that.
+    `advance(done, total)` is told how many packages are there of how many. Of several processes that want it at the
+    same place one makes it, and the others wait for that.
     """
     home.parent.mkdir(parents=True, exist_ok=True)
     with home.with_name(f"{home.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_label_studio_installed(home):
-            _install_label_studio(home, log)
+            _install_label_studio(home, log, advance)
 
 
-def _install_label_studio(home: Path, log: Path) -> None:
-    uv = [sys.executable, "-m", "uv"]
-    for arguments in (
-        ["venv", "--quiet", "--clear", "--python", sys.executable, str(home)],
-        ["pip", "install", "--python", str(home / "bin" / "python"), "-r", str(_LABEL_STUDIO)],
-    ):
-        with log.open("a") as stream:
-            done = subprocess.run([*uv, *arguments], stdout=stream, stderr=stream, check=False)
-        if done.returncode:
-            raise DemoError(f"Label Studio cannot be installed: {_last_line(log)}; see {log}")
+def _install_label_studio(home: Path, log: Path, advance: Callable[[int, int], None]) -> None:
+    wanted = [line for line in _LABEL_STUDIO.read_text().splitlines() if line and line[0] not in " #"]
+    python = str(home / "bin" / "python")
+    _run_uv(["venv", "--quiet", "--clear", "--python", sys.executable, str(home)], log)
+    # The file names everything, so parts of it can go in by themselves, and one knows how much is left.
+    for start in range(0, len(wanted), PACKAGES_AT_ONCE):
+        advance(start, len(wanted))
+        part = wanted[start : start + PACKAGES_AT_ONCE]
+        _run_uv(["pip", "install", "--no-deps", "--python", python, *part], log)
+    _run_uv(["pip", "install", "--python", python, "-r", str(_LABEL_STUDIO)], log)  # finds nothing missing
+    advance(len(wanted), len(wanted))
     (home / "installed.txt").write_text(_LABEL_STUDIO.read_text())
+
+
+def _run_uv(arguments: Sequence[str], log: Path) -> None:
+    with log.open("a") as stream:
+        command = [sys.executable, "-m", "uv", *arguments]
+        done = subprocess.run(command, stdout=stream, stderr=stream, check=False)
+    if done.returncode:
+        raise DemoError(f"Label Studio cannot be installed: {_last_line(log)}; see {log}")
 
 
 def label_studio_command(home: Path, port: int) -> list[str]:

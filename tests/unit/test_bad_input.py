@@ -14,8 +14,8 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from served import ROUTES, UID, VERSION, basic, client_of, sentence_of, task
 from test_model import ACTIONS, payload
-from test_web import IMAGES, ROUTES, UID, VERSION, basic, client_of, publish, sentence_of, task
 from werkzeug.test import EnvironBuilder, TestResponse, run_wsgi_app
 
 from backend.adapters.label_studio import answers_of_event, event_of_webhook
@@ -28,21 +28,6 @@ from backend.web import MAX_REASON_CHARS, create_app
 
 POSTS = ("/setup", "/predict", "/webhook", "/job_status", "/versions")
 HYPOTHESIS = {"suppress_health_check": [HealthCheck.function_scoped_fixture], "deadline": None}
-
-
-@pytest.fixture
-def project(world: World) -> World:
-    """Project 3: four embedded tasks, a published model."""
-    world.label_studio.add_project(3, IMAGES)
-    world.embed_all(3)
-    publish(world)
-    return world
-
-
-@pytest.fixture
-def client(project: World) -> FlaskClient:
-    """With the right credentials."""
-    return client_of(project)
 
 
 def refused(answer: TestResponse, status: int = 400) -> str:

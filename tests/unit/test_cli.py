@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -435,8 +436,10 @@ def test_a_model_is_shown(two_versions: World) -> None:
 
 
 def test_using_a_model_goes_back_to_it_and_newest_goes_on(two_versions: World) -> None:
-    """What is published after each is in the list that follows."""
-    lines = run("models", "1", "--use", "v0001").output.splitlines()
+    """What is published after each is in the list that follows; of a wait that is none nothing is said."""
+    done = run("models", "1", "--use", "v0001")
+    assert done.stderr == ""
+    lines = done.output.splitlines()
     assert lines[0].startswith("v0003-6labels-")
     assert "-from-v0001" in lines[0]
     assert lines[0].endswith("published")
@@ -447,10 +450,12 @@ def test_using_a_model_goes_back_to_it_and_newest_goes_on(two_versions: World) -
 
 
 def test_a_worker_that_does_not_come_is_told(two_versions: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pin stands all the same."""
-    monkeypatch.setattr(two_versions.jobs, "wait_for_retrain", lambda *_, **__: False)
+    """How long it is waited, and that it is not waited longer; the pin stands all the same."""
+    monkeypatch.setattr(two_versions.jobs, "wait_for_retrain", lambda *_: time.sleep(0.3))
+    monkeypatch.setattr(cli, "PUBLISHED_WITHIN_S", 1.8)
     done = run("models", "1", "--use", "v0001")
     assert done.exit_code == 0
+    assert done.stderr.startswith("waiting for the worker, at most so many seconds: 1 of 1\n")
     assert "not published yet: the worker is busy, or none runs" in done.stderr
     assert two_versions.registry.pin(1) is not None
 

@@ -10,26 +10,12 @@ from pathlib import Path
 import pytest
 from fakes import World
 from flask.testing import FlaskClient
-from test_web import IMAGES, client_of, publish
+from served import client_of, publish
 
 from backend.dashboard_pages import CHART_STYLE, FOLDERS, PAGES, Assets, content_security_policy
 from backend.server import HEADERS
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
-
-
-@pytest.fixture
-def project(world: World) -> World:
-    """Project 3, with a published model."""
-    world.label_studio.add_project(3, IMAGES)
-    publish(world)
-    return world
-
-
-@pytest.fixture
-def client(project: World) -> FlaskClient:
-    """With the right credentials."""
-    return client_of(project)
 
 
 def test_a_browser_gets_a_page_where_programs_get_json(client: FlaskClient) -> None:

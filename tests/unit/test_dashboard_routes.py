@@ -8,27 +8,12 @@ import pytest
 from fakes import World
 from flask.testing import FlaskClient
 from PIL import Image
-from test_web import IMAGES, basic, client_of, publish, sentence_of
+from served import basic, client_of, sentence_of
 
 from backend.errors import ImageError, LabelStudioAuthError
 from backend.server import HEADERS
 
 THUMBNAIL = "/api/projects/3/tasks/1/thumbnail"
-
-
-@pytest.fixture
-def project(world: World) -> World:
-    """Project 3: four embedded tasks, a published model."""
-    world.label_studio.add_project(3, IMAGES)
-    world.embed_all(3)
-    publish(world)
-    return world
-
-
-@pytest.fixture
-def client(project: World) -> FlaskClient:
-    """With the right credentials, of a process with two threads for streams and five for thumbnails."""
-    return client_of(project)
 
 
 def test_the_dashboard_is_one_answer(client: FlaskClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_two_that_want_label_studio_at_one_place_make_it_once(tmp_path: Path, mo
     home = tmp_path / "label-studio"
     made: list[Path] = []
 
-    def make(at: Path, log: Path) -> None:
+    def make(at: Path, log: Path, advance: Callable[[int, int], None]) -> None:
         made.append(at)
         time.sleep(0.3)
         (at / "bin").mkdir(parents=True)
@@ -52,3 +53,33 @@ def test_two_that_want_label_studio_at_one_place_make_it_once(tmp_path: Path, mo
             done.result()
     assert made == [home]
     assert demo.is_label_studio_installed(home)
+
+
+def test_how_far_the_installation_is_is_told_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every package of the file once, as the file says it, ten at a time; then the file as a whole, and the note."""
+    names = [f"package-{n}==1.{n} ; python_full_version < '4'" for n in range(23)]
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("# compiled\n" + "".join(f"{name}\n    # via\n    #   other\n" for name in names))
+    monkeypatch.setattr(demo, "_LABEL_STUDIO", wanted)
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(demo, "_run_uv", lambda arguments, log: asked.append(arguments))
+    told: list[tuple[int, int]] = []
+    home = tmp_path / "label-studio"
+    home.mkdir()
+    demo.install_label_studio(home, tmp_path / "log", lambda done, total: told.append((done, total)))
+    assert told == [(0, 23), (10, 23), (20, 23), (23, 23)]
+    assert [item for arguments in asked for item in arguments if "==" in item] == names
+    assert list(asked[-1])[-2:] == ["-r", str(wanted)]
+    assert (home / "installed.txt").read_text() == wanted.read_text()
+
+
+def test_the_demo_shows_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal in lines: when a step begins and ends, and last how much it was."""
+    options = demo.DemoOptions(images=None, labels=(), label_studio_port=1, backend_port=2, run_dir=tmp_path)
+    with demo.Demo(options)._progress("importing images") as advance:
+        advance(500, 700)
+        advance(700, 700)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "importing images: 0"
+    assert lines[1].startswith("importing images: 700 of 700")
+    assert lines[2].startswith("importing images: 700 in ")

@@ -66,8 +66,13 @@ class Running:
         return httpx.get(f"{self.service.url}{path}", auth=AUTH if known else None, timeout=30, **options)
 
     def says(self, status: int) -> bool:
-        """Whether both web processes, each of which gives an answer again for a while, answer /ready with this."""
-        return {self.get("/ready").status_code for _ in range(20)} == {status}
+        """Whether both web processes, each of which gives an answer again for a while, answer /ready with this.
+
+        Asked at once: one after the other, each request in turn would find the answer before it out of date, and wait.
+        """
+        with ThreadPoolExecutor(20) as threads:
+            answers = list(threads.map(lambda _: self.get("/ready").status_code, range(20)))
+        return set(answers) == {status}
 
     def samples(self) -> dict[tuple[str, ...], float]:
         families = text_string_to_metric_families(self.get("/metrics").text)
@@ -279,4 +284,4 @@ def test_without_a_worker_it_is_not_ready(running: Running) -> None:
     assert running.samples()["active_learning_workers",] == 0
     assert running.get("/health", known=False).json()["status"] == "UP"
     running.start_worker()
-    wait_until(lambda: running.says(200))
+    wait_until(lambda: running.says(200), stack.START_S)

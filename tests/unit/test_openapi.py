@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import schemathesis
 from fakes import World
-from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis.errors import Unsatisfiable
 from jsonschema import Draft202012Validator
 from schemathesis import GenerationMode
 from schemathesis.checks import ignored_auth, negative_data_rejection, not_a_server_error, positive_data_acceptance
-from test_web import IMAGES, basic, client_of, publish
+from served import basic, client_of
 
 from backend.config import Settings
 from backend.loop.connect import SECRET_HEADER
@@ -27,21 +26,6 @@ EVERYTHING = description(Settings())
 OPERATIONS = [
     (method, path, operation) for path, methods in EVERYTHING["paths"].items() for method, operation in methods.items()
 ]
-
-
-@pytest.fixture
-def project(world: World) -> World:
-    """Project 3: four embedded tasks, a published model."""
-    world.label_studio.add_project(3, IMAGES)
-    world.embed_all(3)
-    publish(world)
-    return world
-
-
-@pytest.fixture
-def client(project: World) -> FlaskClient:
-    """With the right credentials."""
-    return client_of(project)
 
 
 def test_it_names_every_route_and_no_other(world: World) -> None:

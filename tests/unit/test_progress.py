@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from backend.progress import LINE_EVERY_S, _duration, _rate, progress
+from backend.progress import LINE_EVERY_S, _duration, _rate, progress, waiting
 
 
 class Terminal(io.StringIO):
@@ -52,6 +52,17 @@ def test_on_a_terminal_there_is_a_bar_with_rate_and_time_left(capsys: pytest.Cap
     assert "3/3" in drawn
     assert "\x1b[2K" in drawn
     assert capsys.readouterr().out == ""
+
+
+def test_a_wait_of_unknown_length_is_a_line_with_a_clock_on_a_terminal_only() -> None:
+    """Drawn over itself, and gone before anything else is printed; a log file is left alone."""
+    terminal, file = Terminal(), io.StringIO()
+    with waiting("checking, 3 done", terminal), waiting("checking, 3 done", file):
+        pass
+    assert "checking, 3 done" in terminal.getvalue()
+    assert "0:00:00" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\x1b[2K")
+    assert file.getvalue() == ""
 
 
 @pytest.mark.parametrize(

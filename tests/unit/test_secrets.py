@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -107,6 +109,12 @@ class Service:
         )
         return answer
 
+    def commands(self, *wanted: tuple[tuple[str, ...], dict[str, str]]) -> None:
+        """Several at once: (arguments, changes to the environment) of each."""
+        with ThreadPoolExecutor(len(wanted)) as threads:
+            for done in [threads.submit(self.command, *arguments, **changes) for arguments, changes in wanted]:
+                done.result()
+
     def command(self, *arguments: str, **changes: str) -> None:
         """A command line of ours, whatever comes of it."""
         environment = {**os.environ, **self.environment, **changes}
@@ -138,7 +146,10 @@ def wait_until(holds: object, *errors: type[Exception], within_s: float = 120) -
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     with ExitStack() as stop:
-        yield Service(stop, tmp_path)
+        started = Service(stop, tmp_path)
+        yield started
+        with suppress(ProcessLookupError):  # told to stop, it would first wait for the Redis that went away
+            os.killpg(started.worker.pid, signal.SIGKILL)
 
 
 def test_no_secret_is_written_answered_or_listed(service: Service) -> None:
@@ -172,12 +183,19 @@ def test_no_secret_is_written_answered_or_listed(service: Service) -> None:
     assert "refused LABEL_STUDIO_TOKEN" in service.ask("GET", "/api/projects/3/status", auth=right).text
     service.arguments()
 
-    for arguments in (("doctor",), ("status", "3"), ("connect", "3")):
-        service.command(*arguments)
-    service.command("doctor", BACKEND_PASSWORD="another")
-    service.command("status", "3", REDIS_URL=service.environment["REDIS_URL"].replace(REDIS, f"{REDIS}x"))
-    service.command("doctor", REDIS_URL=service.environment["REDIS_URL"].replace(f":{REDIS}", ""))
-    service.command("web", REDIS_URL=f"rediss//:{REDIS}@x", LABEL_STUDIO_URL=f"http://u:{PASSWORD}@x", WEB_WORKERS="x")
+    redis_url = service.environment["REDIS_URL"]
+    service.commands(
+        (("doctor",), {}),
+        (("status", "3"), {}),
+        (("connect", "3"), {}),
+        (("doctor",), {"BACKEND_PASSWORD": "another"}),
+        (("status", "3"), {"REDIS_URL": redis_url.replace(REDIS, f"{REDIS}x")}),
+        (("doctor",), {"REDIS_URL": redis_url.replace(f":{REDIS}", "")}),
+        (
+            ("web",),
+            {"REDIS_URL": f"rediss//:{REDIS}@x", "LABEL_STUDIO_URL": f"http://u:{PASSWORD}@x", "WEB_WORKERS": "x"},
+        ),
+    )
 
     service.redis.terminate()
     service.redis.wait(30)
@@ -189,8 +207,7 @@ def test_no_secret_is_written_answered_or_listed(service: Service) -> None:
     )
     service.ask("GET", "/api/projects/3/status", auth=right)
     service.ask("GET", "/metrics", auth=right)
-    service.command("status", "3")
-    service.command("connect", "3")
+    service.commands((("status", "3"), {}), (("connect", "3"), {}))
     wait_until(lambda: "Redis" in service.log("worker") or "edis" in service.log("worker"))
 
     logs = [(path.name, path.read_bytes()) for path in service.folder.glob("*.log")]

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 from conftest import HOST, free_port
+from served import basic
 from test_model import ACTIONS, payload
-from test_web import basic
 
 from backend.loop.connect import PROJECT_HEADER, SECRET_HEADER
 

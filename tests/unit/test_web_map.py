@@ -6,9 +6,9 @@ import gzip
 import sys
 
 import pytest
-from fakes import World, add_cats_and_dogs, retrain
+from fakes import LABEL_CONFIG, World, add_cats_and_dogs, retrain
 from flask.testing import FlaskClient
-from test_web import LABEL_CONFIG, client_of
+from served import client_of
 
 URL = "/api/projects/1/map"
 

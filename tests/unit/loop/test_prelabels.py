@@ -1,4 +1,4 @@
-"""Pre-labels: shown from a proven accuracy on, the same in the queue and in /predict; scores stay whatever is shown."""
+"""Pre-labels: shown where the model is sure, the same in the queue and in /predict; scores stay whatever is shown."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from fakes import LABEL_CONFIG, World, add_cats_and_dogs, label, retrain, rgb
 
-from backend.learning.intervals import wilson_interval
-from backend.loop.prelabels import SLACK, are_shown, described, proven_accuracy
+from backend.loop.prelabels import described, is_shown, least_confidence
 from backend.schema import VersionRecord
 
 
@@ -20,42 +19,28 @@ def record(world: World) -> VersionRecord:
     return retrain(world)
 
 
-def judged(record: VersionRecord, accuracy: float | None, n_labels: int = 100, **changes: Any) -> VersionRecord:
-    """The record with another evaluation."""
-    return replace(record, accuracy=accuracy, evaluated_labels=n_labels, accuracy_interval=None, **changes)
-
-
-def test_of_a_measured_accuracy_the_lower_bound_is_proven(record: VersionRecord) -> None:
-    """As it stands in the record."""
-    assert proven_accuracy(replace(record, accuracy=0.9, accuracy_interval=[0.83, 0.94])) == 0.83
-
-
-def test_of_a_cross_validated_accuracy_it_is_that_of_so_many_labels(record: VersionRecord) -> None:
-    """Wilson's interval again: 90 of 100 prove 0.825, 9 of 10 prove 0.596, and no label proves anything."""
-    assert proven_accuracy(judged(record, 0.9)) == pytest.approx(wilson_interval(90, 100)[0])
-    assert proven_accuracy(judged(record, 0.9)) == pytest.approx(0.825, abs=0.001)
-    assert proven_accuracy(judged(record, 0.9, 10)) == pytest.approx(0.596, abs=0.001)
-    assert proven_accuracy(judged(record, None)) is None
-    assert proven_accuracy(judged(record, 0.9, 0)) is None
-
-
 @pytest.mark.parametrize(
-    ("accuracy", "was_shown", "shown"),
-    [(0.9, False, True), (0.85, False, False), (0.85, True, True), (0.8, True, False), (None, True, False)],
+    ("cross_validated", "prelabel_from", "least"),
+    [(0.9, 0.8, 0.8), (0.1, 0.8, 0.8), (None, 0.8, None), (None, 0.0, 0.0), (0.9, 0.0, 0.0), (1.0, 1.0, None)],
 )
-def test_they_come_with_the_bound_and_go_a_little_below_it(
-    record: VersionRecord, accuracy: float | None, was_shown: bool, shown: bool
+def test_the_least_confidence_counts_once_labels_could_be_held_out(
+    record: VersionRecord, cross_validated: float | None, prelabel_from: float, least: float | None
 ) -> None:
-    """From 0.8 on: 90 of 100 prove 0.825; 85 prove 0.767, within the slack for pre-labels that are there; 80 do not."""
-    previous = replace(record, prelabels=was_shown)
-    assert are_shown(judged(record, accuracy), previous, 0.8) is shown
-    assert 0.8 - SLACK < 0.767
+    """However accurate the version is: it is each image's confidence that decides. 0 shows all of them, 1 none."""
+    assert least_confidence(replace(record, cross_validated_accuracy=cross_validated), prelabel_from) == least
 
 
-def test_always_and_never(record: VersionRecord) -> None:
-    """The two ends of the setting."""
-    assert are_shown(judged(record, None), None, 0.0)
-    assert not are_shown(judged(record, 1.0, 10_000), record, 1.0)
+def test_an_accuracy_of_a_validation_split_alone_calibrates_nothing(record: VersionRecord) -> None:
+    """With one label of each class there is one, and the confidence is still what the fit says."""
+    judged = replace(record, accuracy=0.99, accuracy_interval=[0.95, 1.0], cross_validated_accuracy=None)
+    assert least_confidence(judged, 0.8) is None
+
+
+def test_of_each_prediction_its_own_confidence_decides(record: VersionRecord) -> None:
+    """From the least confidence on, that included; of a version without pre-labels none is shown."""
+    shown = replace(record, prelabels=True, prelabels_from=0.8)
+    assert [is_shown(shown, confidence) for confidence in (0.79, 0.8, 1.0)] == [False, True, True]
+    assert not is_shown(replace(shown, prelabels=False), 1.0)
 
 
 def answers(world: World) -> tuple[list[Any], list[Any]]:
@@ -67,13 +52,16 @@ def answers(world: World) -> tuple[list[Any], list[Any]]:
     return pushed, world.services.predictor.predict(1, LABEL_CONFIG, asked)
 
 
-def test_before_the_accuracy_is_proven_there_are_scores_alone(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """In the queue and in /predict, and status and log say so; once it is proven both carry results."""
+def test_what_is_sure_has_a_result_and_what_is_in_doubt_a_score_alone(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the queue and in /predict alike, from the first evaluation on; status and log say so."""
     caplog.set_level("INFO", "backend.loop.train")
-    world = world.again(prelabel_from=0.5)
+    world = world.again(prelabel_from=0.8, window_size=6)
     reds = [rgb(250 - n, 0, n) for n in range(10)]
     greens = [rgb(0, 250 - n, n) for n in range(10)]
-    world.label_studio.add_project(1, reds + greens + [rgb(220), rgb(0, 220), rgb(100, 120)])
+    between = [rgb(120, 118, n) for n in range(4)]
+    world.label_studio.add_project(1, reds + greens + between)
     world.embed_all()
     label(world, cat=[1], dog=[11])
     first = retrain(world)
@@ -84,17 +72,29 @@ def test_before_the_accuracy_is_proven_there_are_scores_alone(world: World, capl
     assert len({item["score"] for item in pushed}) > 1, "the order is the model's all the same"
     assert len({item["score"] for item in answered}) > 1
     status = world.services.status.project(1)["prelabels"]
-    assert (status["shown"], status["from"]) == (False, 0.5)
-    assert status["note"].startswith("not shown: the accuracy is")
+    assert (status["shown"], status["from"], status["n_in_window"]) == (False, 0.8, 0)
+    assert status["note"].startswith("not shown yet: ")
 
-    label(world, cat=range(2, 11), dog=range(12, 20))
-    retrain(world)  # evaluated: twenty labels, all told rightly
-    assert world.services.status.project(1)["prelabels"]["note"].startswith("shown from the next version on")
-    label(world, dog=[20])
-    assert retrain(world).prelabels
+    label(world, cat=range(2, 9), dog=range(12, 19))
+    retrain(world)  # evaluated: sixteen labels
+    assert world.services.status.project(1)["prelabels"]["note"] == "shown from the next version on"
+    label(world, dog=[19])
+    record = retrain(world)
     pushed, answered = answers(world)
-    assert all(item["result"] for item in (*pushed, *answered))
-    assert world.services.status.project(1)["prelabels"]["note"].startswith("shown: the accuracy is at least 0.8")
+    sure = {item["task"] for item in pushed if item["result"]}
+    assert sure, "reds and greens are left, and sure"
+    assert not sure.intersection(range(21, 25))
+    assert {item["task"] for item in pushed}.intersection(range(21, 25)), "those in doubt are next"
+    assert [bool(item["result"]) for item in answered] == [item["task"] in sure for item in pushed]
+    assert all(item["result"][0]["score"] >= 0.8 for item in pushed if item["result"])
+    assert len({item["score"] for item in pushed}) == len(pushed)
+    assert (record.prelabels, record.prelabels_from, record.n_prelabels) == (True, 0.8, len(sure))
+    status = world.services.status.project(1)["prelabels"]
+    assert (status["shown"], status["n_in_window"]) == (True, len(sure))
+    assert status["note"] == (
+        "shown on images of which the model is at least 80% sure (PRELABEL_FROM), "
+        f"{len(sure)} of the next {len(pushed)}"
+    )
     told = [text for text in caplog.messages if text.startswith("pre-labels project=1 ")]
     assert ["not shown" in text for text in told] == [True, False], "one line for each change"
 
@@ -102,14 +102,16 @@ def test_before_the_accuracy_is_proven_there_are_scores_alone(world: World, capl
 def test_each_state_has_its_sentence(record: VersionRecord) -> None:
     """What the status tells a person who wonders where the pre-labels are."""
     assert "no model before labels of two classes" in described(replace(record, kind="seed"), 0.8)
-    assert described(replace(record, prelabels=True), 0.0) == "shown whatever the accuracy (PRELABEL_FROM=0)"
-    assert described(replace(record, prelabels=False), 0.0) == "shown from the next version on"
-    hidden = replace(judged(record, None), prelabels=False)
-    assert described(hidden, 0.8) == "not shown: the accuracy is not known yet, they are from 0.8 on (PRELABEL_FROM)"
+    everywhere, hidden = replace(record, prelabels=True), replace(record, prelabels=False)
+    assert described(everywhere, 0.0) == "shown on every image"
+    assert described(everywhere, 0.8) == "shown on every image; PRELABEL_FROM counts from the next version on"
+    assert described(hidden, 1.0) == "never shown (PRELABEL_FROM=1)"
+    assert described(hidden, 0.0) == "shown from the next version on"
+    assert described(replace(hidden, cross_validated_accuracy=None), 0.8).startswith("not shown yet: ")
 
 
 def test_a_version_of_an_earlier_release_showed_them(record: VersionRecord) -> None:
-    """Its record does not say; what it pushed stands in Label Studio."""
+    """Its record does not say; what it pushed stands in Label Studio, whatever the confidence."""
     raw = record.to_json()
-    del raw["prelabels"]
-    assert VersionRecord.from_json(raw).prelabels
+    del raw["prelabels"], raw["prelabels_from"], raw["n_prelabels"]
+    assert is_shown(VersionRecord.from_json(raw), 0.3)
