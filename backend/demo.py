@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -49,7 +50,7 @@ EMAIL = "demo@example.com"
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"})
 DEFAULT_LABELS = ("Class A", "Class B")
 TASKS_PER_IMPORT = 500
-LABEL_STUDIO_START_S = 180
+LABEL_STUDIO_START_S = 600  # its first start makes its database: half a minute, minutes on a busy machine
 SERVICE_START_S = 120
 STOP_S = 10
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -541,8 +542,15 @@ def settings_file(environment: Mapping[str, str]) -> str:
 
 
 def labeling_config(labels: Sequence[str]) -> str:
-    """A labeling config with one single choice on one image; the first labels get hotkeys 1, 2, 3, …"""
-    choices = "\n".join(f"    <Choice value={quoteattr(label)}/>" for label in labels)
+    """A labeling config with one single choice on one image.
+
+    Label Studio gives the first labels the keys 1, 2, 3, …; labels that are digits get their own, or 2 would choose 1.
+    """
+    are_digits = all(re.fullmatch("[0-9]", label) for label in labels)
+    choices = "\n".join(
+        f"    <Choice value={quoteattr(label)}{f' hotkey={quoteattr(label)}' if are_digits else ''}/>"
+        for label in labels
+    )
     return (
         '<View>\n  <Image name="image" value="$image"/>\n'
         f'  <Choices name="choice" toName="image" choice="single" showInline="true">\n{choices}\n  </Choices>\n</View>'
