@@ -23,6 +23,7 @@ SWITCHES = (
     "--disable-component-update --disable-sync --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader"
 )
 WAIT_MS = 120_000
+BLOBS = "[...document.images].filter((i) => i.src.startsWith('blob:') && i.naturalWidth > 0).map((i) => i.src)"
 
 
 class Newcomer:
@@ -33,6 +34,7 @@ class Newcomer:
         self._dashboard = dashboard
         self._told = told
         self._served: list[dict[str, Any]] = []
+        self._seen: set[str] = set()
         label_studio.on("response", self._remember)
 
     def everything(self) -> None:
@@ -64,10 +66,12 @@ class Newcomer:
         name = PurePosixPath(self._served[0]["data"]["image"].partition("?d=")[2]).parent.name
         choice = self._page.locator("label").filter(has_text=re.compile(rf"^{re.escape(name)}\[(\w)\]$")).first
         hotkey = (choice.text_content(timeout=WAIT_MS) or "")[-2]
-        self._page.keyboard.press(hotkey)
-        if not choice.locator("input").is_checked():
+        for _ in range(20):  # the editor may not listen yet
+            self._page.keyboard.press(hotkey)
             self._page.wait_for_timeout(250)
-        if not choice.locator("input").is_checked():
+            if choice.locator("input").is_checked():
+                break
+        else:
             raise AssertionError(f"the key {hotkey} does not choose {name}")
         self._page.keyboard.press("Control+Enter")
         return f"label {name} by key {hotkey}"
@@ -93,18 +97,14 @@ class Newcomer:
             if time.monotonic() > deadline:
                 raise AssertionError(f"image {n} was not served")
             self._page.wait_for_timeout(20)
-        image = self._served[n - 1]["data"]["image"]
-        name = PurePosixPath(image.partition("?d=")[2]).name
-        _until_true(self._page, f"[...document.images].some((i) => i.src.includes('{name}') && i.naturalWidth > 0)")
-        return name
-
-
-def _until_true(page: Page, condition: str) -> None:
-    deadline = time.monotonic() + WAIT_MS / 1000
-    while not page.evaluate(condition):
-        if time.monotonic() > deadline:
-            raise AssertionError(condition)
-        page.wait_for_timeout(20)
+        # Label Studio shows an image as a blob: of an address that is new with each.
+        deadline += WAIT_MS / 1000
+        while not (new := set(self._page.evaluate(BLOBS)) - self._seen):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"image {n} is not shown")
+            self._page.wait_for_timeout(20)
+        self._seen |= new
+        return PurePosixPath(self._served[n - 1]["data"]["image"].partition("?d=")[2]).name
 
 
 def _timed(step: str, work: Callable[[], str]) -> None:
@@ -119,8 +119,10 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=SWITCHES.split())
         credentials = {"username": told["user"], "password": told["dashboard password"]}
-        dashboard = browser.new_context(http_credentials=credentials).new_page()
-        Newcomer(browser.new_context().new_page(), dashboard, told).everything()
+        pages = browser.new_context().new_page(), browser.new_context(http_credentials=credentials).new_page()
+        for page in pages:
+            page.set_default_timeout(WAIT_MS)
+        Newcomer(*pages, told).everything()
         browser.close()
 
 
