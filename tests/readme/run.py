@@ -259,6 +259,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "downloaded_mb": round(sum(row["downloaded_mb"] for row in to_label)),
         "second_start_s": next(s for step, s in seconds.items() if re.match("second .*until it is ready", step)),
         "processors": os.cpu_count(),
+        "load_average_15_min": round(os.getloadavg()[2], 1),
         "steps": list(rows),
     }
 
