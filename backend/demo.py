@@ -345,12 +345,11 @@ class Demo:
         self._processes.clear()
 
     def _await(self, url: str, timeout_s: float) -> None:
-        def ask() -> None:
-            httpx.get(url, timeout=2).raise_for_status()
+        # One client: to make one costs more than to ask, and takes the processor from what is waited for.
+        with httpx.Client(timeout=2) as client:
+            self._await_until(lambda: client.get(url).raise_for_status(), timeout_s, url)
 
-        self._await_until(ask, timeout_s, url)
-
-    def _await_until(self, attempt: Callable[[], None], timeout_s: float, name: str) -> None:
+    def _await_until(self, attempt: Callable[[], object], timeout_s: float, name: str) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             self._check_alive()
