@@ -189,7 +189,10 @@ def follow(lines: dict[str, str], desk: Desk, steps: Steps) -> None:
     for target in ("status", "doctor"):
         started = time.monotonic()
         said = desk.type(f"cd {CLONE} && {lines[target]}")
-        steps.add(lines[target], time.monotonic() - started, found=said.strip().splitlines()[-1].strip())
+        told_of = re.search(r'"labels_used": 1\b', said) if target == "status" else re.search(r".*\S(?=\s*\Z)", said)
+        if told_of is None:
+            raise StepError(f"`{lines[target]}` does not know the label:\n{said[-1000:]}")
+        steps.add(lines[target], time.monotonic() - started, found=told_of[0].strip())
     disk = desk.type(f"du -sm {CLONE} .cache | cut -f1").split()
     steps.add("disk used by the clone and the packages' cache", 0, found=f"{' + '.join(disk)} MB")
     stop(desk, demo, steps)
