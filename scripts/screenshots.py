@@ -42,6 +42,23 @@ QUALITIES = (90, 84, 78, 70, 60)
 N_VALIDATION = 100
 N_OTHERS = 250
 WRONG_EVERY = 20
+HIDDEN = [
+    "inner_id",
+    "completed_at",
+    "cancelled_annotations",
+    "total_predictions",
+    "annotators",
+    "annotations_results",
+    "annotations_ids",
+    "predictions_results",
+    "file_upload",
+    "storage_filename",
+    "created_at",
+    "updated_at",
+    "updated_by",
+    "avg_lead_time",
+    "draft_exists",
+]
 WAIT_S = 300
 PAGE_MS = 120_000
 
@@ -63,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_dir = arguments.run_dir or Path(folder) / "run"
         images, others = _folders(arguments.images, arguments.others, run_dir / "pictures")
         weights = WEIGHTS if WEIGHTS.is_file() else None
-        with running_demo(others, run_dir, weights) as facts:
-            Labeler(facts).work(20, n_validation=0)
+        if not (run_dir / "projects.json").exists():
+            with running_demo(others, run_dir, weights) as facts:
+                Labeler(facts).work(20, n_validation=0)
         with running_demo(images, run_dir, weights) as facts:
             labeler = Labeler(facts)
             labeler.work(arguments.labels, n_validation=N_VALIDATION)
@@ -262,17 +280,10 @@ def label_stream(browser: Browser, labeler: Labeler) -> Pictures:
 
 def data_manager(browser: Browser, labeler: Labeler) -> Pictures:
     """Label Studio's list of tasks, ordered by the queue score."""
-    hidden = ["annotations_ids", "predictions_model_versions", "annotators", "cancelled_annotations_count"]
     tab = {
         "title": "Queue",
         "ordering": ["tasks:predictions_score"],
-        "filters": {
-            "conjunction": "and",
-            "items": [
-                {"filter": "filter:tasks:predictions_score", "operator": "empty", "type": "Number", "value": "false"}
-            ],
-        },
-        "hiddenColumns": {"explore": [f"tasks:{name}" for name in hidden], "labeling": []},
+        "hiddenColumns": {"explore": [f"tasks:{name}" for name in HIDDEN], "labeling": []},
         "columnsDisplayType": {"tasks:data.image": "Image"},
     }
     view = labeler.call("POST", "/api/dm/views/", json={"project": labeler.project, "data": tab})
