@@ -58,6 +58,7 @@ HIDDEN = [
     "updated_by",
     "avg_lead_time",
     "draft_exists",
+    "predictions_model_versions",
 ]
 WAIT_S = 300
 PAGE_MS = 120_000
@@ -159,7 +160,8 @@ class Labeler:
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """One request to Label Studio that must succeed; its JSON."""
-        return self._label_studio.request(method, path, **arguments).raise_for_status().json()
+        answer = self._label_studio.request(method, path, **arguments).raise_for_status()
+        return answer.json() if answer.content else None
 
     def _validate(self, n_tasks: int) -> None:
         """Ground truth for a random part of the images, which are never trained on then."""
@@ -286,6 +288,9 @@ def data_manager(browser: Browser, labeler: Labeler) -> Pictures:
         "hiddenColumns": {"explore": [f"tasks:{name}" for name in HIDDEN], "labeling": []},
         "columnsDisplayType": {"tasks:data.image": "Image"},
     }
+    for earlier in labeler.call("GET", "/api/dm/views/", params={"project": labeler.project}):
+        if earlier["data"].get("title") == tab["title"]:
+            labeler.call("DELETE", f"/api/dm/views/{earlier['id']}/")
     view = labeler.call("POST", "/api/dm/views/", json={"project": labeler.project, "data": tab})
     page = _label_studio_page(browser, labeler, f"?tab={view['id']}")
     page.wait_for_timeout(3000)
