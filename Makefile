@@ -12,7 +12,7 @@ RUN_DIR ?= .run
 
 .DEFAULT_GOAL := help
 .PHONY: help install dev demo web worker connect doctor status suspects disagreements models test faults fuzz lint bench \
-  bench-selection lock vendor compose-test clean
+  bench-selection lock vendor compose-test readme-test screenshots clean
 
 help:  ## what there is
 	@grep -E '^[a-z -]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 26
@@ -84,6 +84,12 @@ faults: dev  ## the real stack broken in every way, TIMES=3 times each: labels l
 
 compose-test: dev  ## docker-compose.yml brought up for real (ENGINE='docker compose' or alike)
 	$(BIN)/python tests/compose/run.py
+
+readme-test: dev  ## README's "Try it" in a clean container, clone to first label; benchmarks/results/readme.json (ENGINE=podman)
+	$(BIN)/python tests/readme/run.py
+
+screenshots: dev  ## the pictures of docs/images anew: the demo, labeled, in Chromium
+	$(BIN)/python scripts/screenshots.py
 
 fuzz: dev  ## 20,000 malformed requests to every route of the running service; benchmarks/results/fuzz.json
 	$(BIN)/python -m benchmarks.fuzz

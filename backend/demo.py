@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -50,7 +51,7 @@ TASKS_PER_IMPORT = 500
 PACKAGES_AT_ONCE = 10
 """Packages that are downloaded and installed together: some at a time are faster, and the progress moves often."""
 
-LABEL_STUDIO_START_S = 600
+LABEL_STUDIO_START_S = 600  # its first start makes its database: half a minute, minutes on a busy machine
 SERVICE_START_S = 120
 STOP_S = 10
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -336,12 +337,11 @@ class Demo:
         self._processes.clear()
 
     def _await(self, url: str, timeout_s: float) -> None:
-        def ask() -> None:
-            httpx.get(url, timeout=2).raise_for_status()
+        # One client: to make one costs more than to ask, and takes the processor from what is waited for.
+        with httpx.Client(timeout=2) as client:
+            self._await_until(lambda: client.get(url).raise_for_status(), timeout_s, url)
 
-        self._await_until(ask, timeout_s, url)
-
-    def _await_until(self, attempt: Callable[[], None], timeout_s: float, name: str) -> None:
+    def _await_until(self, attempt: Callable[[], object], timeout_s: float, name: str) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             self._check_alive()
@@ -540,8 +540,15 @@ def settings_file(environment: Mapping[str, str]) -> str:
 
 
 def labeling_config(labels: Sequence[str]) -> str:
-    """A labeling config with one single choice on one image; the first labels get hotkeys 1, 2, 3, …"""
-    choices = "\n".join(f"    <Choice value={quoteattr(label)}/>" for label in labels)
+    """A labeling config with one single choice on one image.
+
+    Label Studio gives the first labels the keys 1, 2, 3, …; labels that are digits get their own, or 2 would choose 1.
+    """
+    are_digits = all(re.fullmatch("[0-9]", label) for label in labels)
+    choices = "\n".join(
+        f"    <Choice value={quoteattr(label)}{f' hotkey={quoteattr(label)}' if are_digits else ''}/>"
+        for label in labels
+    )
     return (
         '<View>\n  <Image name="image" value="$image"/>\n'
         f'  <Choices name="choice" toName="image" choice="single" showInline="true">\n{choices}\n  </Choices>\n</View>'

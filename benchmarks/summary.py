@@ -183,6 +183,13 @@ def fuzz(result: Result) -> Iterator[Figure]:
     yield Figure(what, result["health_while_stalled_s"])
 
 
+def readme(result: Result) -> Iterator[Figure]:
+    """A newcomer in a clean container."""
+    yield Figure("README followed: clone to first label, s", result["clone_to_first_label_s"], 600)
+    yield Figure("README followed: of that, packages fetched and installed, s", result["of_which_packages_s"])
+    yield Figure("README followed: second start, s", result["second_start_s"])
+
+
 READERS: Mapping[str, Callable[[Result], Iterator[Figure]]] = {
     "labeler-*": labeler,
     "latency": latency,
@@ -192,6 +199,7 @@ READERS: Mapping[str, Callable[[Result], Iterator[Figure]]] = {
     "kcenter": kcenter,
     "scaling": scaling,
     "fuzz": fuzz,
+    "readme": readme,
 }
 
 

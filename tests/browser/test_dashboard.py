@@ -500,11 +500,12 @@ def test_nothing_is_wider_than_the_screen(open_page: Callable[..., Page], width:
 
 
 def test_the_first_page_lists_the_projects(open_page: Callable[..., Page], service: FakeService) -> None:
-    """Or goes to the only one."""
+    """By the titles they have in Label Studio, which are asked for once; or goes to the only one."""
     assert open_page("/").url.endswith("/projects/3")
     service.projects = [3, 12]
     page = open_page("/")
     expect(page.get_by_role("link", name="Project 12")).to_have_attribute("href", "/projects/12")
+    expect(page.locator(".project-card").last).to_contain_text("AnimalsProject 12 · 240 labels")
     service.projects = []
     page = open_page("/")
     expect(page.locator("#projects")).to_contain_text("No project is connected yet")

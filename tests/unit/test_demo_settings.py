@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from fakes import FakeLabelStudio
 
 from backend import demo
 from backend.config import Settings
-from backend.demo import settings_file, still_there
+from backend.demo import labeling_config, settings_file, still_there
 
 
 def test_the_settings_file_is_read_back_as_it_was(tmp_path: Path) -> None:
@@ -23,6 +24,18 @@ def test_the_settings_file_is_read_back_as_it_was(tmp_path: Path) -> None:
     path.write_text(settings_file(given))
     assert "HOME=" not in path.read_text().replace("$HOME", "")
     assert Settings.from_environment(path) == Settings.from_mapping(given)
+
+
+def test_a_digit_is_chosen_by_its_own_key() -> None:
+    """Label Studio would give 0 the key 1, 1 the key 2, and so on; other labels keep what Label Studio gives them."""
+    found = [(choice.get("value"), choice.get("hotkey")) for choice in choices_of(("0", "1", "7"))]
+    assert found == [("0", "0"), ("1", "1"), ("7", "7")]
+    assert [choice.get("hotkey") for choice in choices_of(("1", "2", "none"))] == [None, None, None]
+    assert [choice.get("value") for choice in choices_of(("<&>", 'a "b"'))] == ["<&>", 'a "b"']
+
+
+def choices_of(labels: tuple[str, ...]) -> list[ElementTree.Element]:
+    return ElementTree.fromstring(labeling_config(labels)).findall("Choices/Choice")
 
 
 def test_a_project_deleted_since_the_last_start_is_made_anew() -> None:

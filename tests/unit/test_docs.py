@@ -58,6 +58,24 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(found), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_picture_is_there_and_said_in_words(page: Path) -> None:
+    """Also those in HTML, which are drawn for light and dark or smaller than they are."""
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r'\b(?:src|srcset)="([^"]+)"', text):
+        assert (page.parent / target).is_file(), f"{page.name} shows {target}"
+    for words in re.findall(r"!\[([^\]]*)\]", text) + re.findall(r"<img\b[^>]*?(?:alt=\"([^\"]*)\"[^>]*)?>", text):
+        assert len(words.split()) > 2, f"{page.name}: a picture's words are {words!r}"
+
+
+def test_pictures_are_small_and_shown_somewhere() -> None:
+    """At most 300 kB each, for a page loads them all."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for picture in (ROOT / "docs" / "images").iterdir():
+        assert picture.stat().st_size <= 300_000, picture.name
+        assert picture.name in text, f"{picture.name} is shown on no page"
+
+
 def command_lines(page: Path) -> Iterator[str]:
     """What is to be typed: indented and fenced blocks, and what stands in a line between backquotes."""
     text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))

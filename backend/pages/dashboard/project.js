@@ -37,7 +37,8 @@ function draw(board) {
   const title = board.project.title || `Project ${project}`;
   document.title = `${title} · Active learning`;
   patch(slot("title"), title);
-  patch(slot("open"), outward(board.project.link, { class: "button primary" }, "Open in Label Studio"));
+  patch(slot("open"), outward(board.project.link, { class: "button primary", title: "Open in Label Studio" },
+    "Open", h("span", { class: "roomy" }, " in Label Studio")));
   drawIfNew("figures", [status, board.last_label_at, board.curve.target], words(parts.figures(board)));
   drawIfNew("suggestion", status.forecast, words(parts.suggestion(board)));
   drawIfNew("now", status, words(parts.now(board)));
