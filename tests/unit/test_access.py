@@ -28,7 +28,6 @@ PAGES = (
     "/api/projects/3/versions",
     f"/api/projects/3/versions/{VERSION}",
     "/projects/3",
-    "/assets/x/dashboard/style.css",
 )
 TOKEN = "t0k-for-pages"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -115,6 +114,17 @@ def test_the_description_is_open_and_nothing_near_it(project: World) -> None:
     assert client.get("/openapi.json").status_code == 200
     for path in ("/openapi.json/", "/openapi.json/../metrics", "//openapi.json", "/OPENAPI.JSON", "/openapi.json%2f"):
         assert client.get(path).status_code == 401
+
+
+def test_what_the_pages_are_made_of_is_open_and_nothing_near_it(with_token: World) -> None:
+    """Scripts and styles are the same for everybody; what they ask for is not, and no path leads from here to there."""
+    client = client_of(with_token, credentials=False)
+    for headers in ({}, BEARER, basic(password="wrong")):
+        assert client.get("/assets/x/dashboard/style.css", headers=headers).status_code == 200
+        assert client.get("/assets/x/dashboard/none.css", headers=headers).status_code == 404
+    for path in ("/assets", "/assets/../projects/3", "/assets/x/../../projects/3", "/ASSETS/x/dashboard/style.css"):
+        assert client.get(path).status_code in (401, 404), path
+        assert "Active learning" not in client.get(path).text
 
 
 def test_credentials_are_asked_for_by_every_method(project: World) -> None:
