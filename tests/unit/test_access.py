@@ -116,6 +116,20 @@ def test_the_description_is_open_and_nothing_near_it(project: World) -> None:
         assert client.get(path).status_code == 401
 
 
+@pytest.mark.parametrize("path", ["/", "/projects/3", "/projects/99"])
+def test_people_who_are_not_let_in_see_a_page_that_says_what_to_give(with_token: World, path: str) -> None:
+    """They are asked first, as by the answer for programs; it tells nothing of any project."""
+    client = client_of(with_token, credentials=False)
+    for headers in ({}, basic(password="wrong")):
+        answer = client.get(path, headers={"Accept": "text/html,*/*;q=0.8", **headers})
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+        assert answer.content_type.startswith("text/html")
+        assert "BACKEND_PASSWORD" in answer.text
+        assert "wrong or missing credentials" in sentence_of(client.get(path, headers=headers))
+    assert client.get("/api/projects/3/status", headers={"Accept": "text/html"}).is_json
+
+
 def test_what_the_pages_are_made_of_is_open_and_nothing_near_it(with_token: World) -> None:
     """Scripts and styles are the same for everybody; what they ask for is not, and no path leads from here to there."""
     client = client_of(with_token, credentials=False)
