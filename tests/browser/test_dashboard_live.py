@@ -192,7 +192,6 @@ def test_what_is_labeled_in_label_studio_shows_without_reload(
     expect(page.locator("#window li")).to_have_count(6)
     assert board.window() == project.status()["window"]
     bring_up_map(page)
-    page.get_by_label("Colour by").select_option("label")
 
     labeler = context.new_page()
     log_in(labeler, stack)
@@ -224,6 +223,7 @@ def test_what_is_labeled_in_label_studio_shows_without_reload(
     print(f"From Submit to the dashboard: median {statistics.median(waits):.2f} s, longest {max(waits):.2f} s")
 
     canvas = board.await_map()
+    page.get_by_label("Colour by").select_option("label")
     page.locator("#map summary").click()
     before = canvas.screenshot()
     task_id = label_next()
@@ -271,7 +271,7 @@ def test_with_more_labels_every_part_is_filled_and_leads_to_label_studio(
     board.page.locator("#confusion summary").click()
     assert sum(int(cell) for row in board.table("confusion") for cell in row[1:]) == 22
     expect(page.locator("#versions-part tbody tr")).to_have_count(12)
-    page.get_by_role("button", name="Show all").click()
+    board.part("versions-part").get_by_role("button", name="Show all").click()
 
     opens(context, project, suspect.locator("a"), wrong)
     next_up = board.window()[0]
