@@ -314,7 +314,7 @@ def opens(context: BrowserContext, project: LabelingProject, where: Locator, tas
         where.click(**options)
     page = opened.value
     expect(page).to_have_url(f"{project.stack.facts['label_studio_url']}/projects/{project.id}/data?task={task_id}")
-    expect(page.locator("body")).to_contain_text(re.compile(rf"#{task_id}(?!\d)"))
+    expect(page.get_by_text(str(task_id), exact=True).first).to_be_visible()
     page.close()
 
 
