@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 OPEN_TO_ALL = ("/openapi.json", "/docs")
 """Pages without anything of a user's in them: what the service offers stands in its source code, too."""
 
-OPEN_FOLDER = "/docs/"
-"""What /docs is made of."""
+OPEN_FOLDERS = ("/docs/", "/assets/")
+"""What the pages are made of: scripts, styles and libraries, the same for all who run this release.
+
+They stand in the source code, too, and ask the API for whatever is a user's; that is guarded. So a page that refuses
+somebody looks like the others, and a browser that sends no credentials along for a file still gets it.
+"""
 
 PROBES = ("/health", "/ready")
 """What supervisors and load balancers ask, who have no credentials."""
@@ -35,7 +39,7 @@ def may_enter(request: Request, settings: Settings, webhook_secret: str) -> bool
     Without BACKEND_PASSWORD everybody may enter, but for the status pages if there is an API_TOKEN.
     """
     password = settings.backend_password
-    if request.path in OPEN_TO_ALL or request.path.startswith(OPEN_FOLDER):
+    if request.path in OPEN_TO_ALL or request.path.startswith(OPEN_FOLDERS):
         return True
     is_page = request.method in ("GET", "HEAD") and _is_page(request.path)
     if not password and not (is_page and settings.api_token):
@@ -90,7 +94,7 @@ def is_loopback(bind: str) -> bool:
 
 
 def _is_page(path: str) -> bool:
-    return path in ("/", "/metrics", "/ready") or path.startswith(("/api/", "/projects/", "/assets/"))
+    return path in ("/", "/metrics", "/ready") or path.startswith(("/api/", "/projects/"))
 
 
 def _authorization(request: Request) -> Authorization | None:

@@ -112,15 +112,29 @@ def _asset(path: Path) -> Asset:
     return Asset(content, packed, CONTENT_TYPES[path.suffix], hashlib.sha256(content).hexdigest()[:16])
 
 
+def refusal_page(assets: Assets) -> Response | None:
+    """What people see who may not enter a page; None for programs, and where there is no page."""
+    is_page = request.path == "/" or request.path.startswith("/projects/")
+    return _page(assets, "refused.html", 401) if is_page and _is_browser() else None
+
+
+def _is_browser() -> bool:
+    return request.accept_mimetypes.best_match(("application/json", "text/html")) == "text/html"
+
+
 def add_dashboard_pages(
-    app: Flask, *, known_projects: Callable[[], Sequence[int]], index: Callable[[], Response]
+    app: Flask,
+    *,
+    known_projects: Callable[[], Sequence[int]],
+    index: Callable[[], Response],
+    assets: Assets | None = None,
 ) -> None:
     """Adds /, /projects/… and /assets/…; `index` answers at / who is no browser."""
-    assets = Assets()
+    assets = assets or Assets()
 
     def start() -> BaseResponse:
         answer: BaseResponse
-        if request.accept_mimetypes.best_match(("application/json", "text/html")) != "text/html":
+        if not _is_browser():
             answer = index()
         else:
             known = known_projects()

@@ -221,8 +221,8 @@ def _paths(settings: Settings) -> dict[str, Any]:
                 parameters=[
                     {"in": "path", "name": name, "required": True, "schema": _TEXT} for name in ("version", "name")
                 ],
-                errors=(401, 404),
-                security=PAGE,
+                errors=(404,),
+                security=[{}],
             )
         },
         "/api/projects/{project_id}/status": {
@@ -249,7 +249,7 @@ def _paths(settings: Settings) -> dict[str, Any]:
                 {
                     200: {
                         "description": "The `data` of an event is JSON with model_version, evaluated, training, "
-                        "labels_used and embedding. The stream ends after five minutes.",
+                        "labels_used, embedding, n_workers and last_error. The stream ends after five minutes.",
                         "content": {"text/event-stream": {"schema": _TEXT}},
                     }
                 },

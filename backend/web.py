@@ -18,7 +18,7 @@ from backend.api_pages import add_api_pages
 from backend.bodies import MAX_CONFIG_CHARS, MAX_NAME_CHARS, json_object, tasks_of, text_of
 from backend.choices import parse_labeling_config
 from backend.dashboard import add_dashboard
-from backend.dashboard_pages import add_dashboard_pages
+from backend.dashboard_pages import Assets, add_dashboard_pages, refusal_page
 from backend.errors import (
     BackendError,
     BadRequestError,
@@ -80,13 +80,14 @@ def create_app(services: Services) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.wsgi_app = _with_a_path(app.wsgi_app)  # type: ignore[method-assign]
     observe_requests(app, services.request_counts)
-    app.before_request(lambda: _admit(services))
+    assets = Assets()
+    app.before_request(lambda: _admit(services, assets))
     app.after_request(_finish)
     app.register_error_handler(BackendError, _refuse)
     app.register_error_handler(HTTPException, _refuse_http)
     app.register_error_handler(Exception, _fail)
     _add_ml_protocol(app, services)
-    _add_api(app, services)
+    _add_api(app, services, assets)
     _add_versions(app, services)
     add_dashboard(app, services)
     add_map(app, services)
@@ -219,7 +220,7 @@ def _projects_of_event(body: Mapping[str, Any], services: Services) -> list[int]
 # -- status API -------------------------------------------------------------------------------------------------------
 
 
-def _add_api(app: Flask, services: Services) -> None:
+def _add_api(app: Flask, services: Services, assets: Assets) -> None:
     def index() -> Response:
         known = services.status.known_projects()
         return jsonify(
@@ -248,7 +249,7 @@ def _add_api(app: Flask, services: Services) -> None:
     def openapi() -> Response:
         return jsonify(description(services.settings))
 
-    add_dashboard_pages(app, known_projects=services.status.known_projects, index=index)
+    add_dashboard_pages(app, known_projects=services.status.known_projects, index=index, assets=assets)
     app.add_url_rule("/api/projects/<int:project_id>/status", view_func=status)
     app.add_url_rule("/metrics", view_func=metrics)
     app.add_url_rule("/ready", view_func=ready)
@@ -286,13 +287,14 @@ def _add_versions(app: Flask, services: Services) -> None:
 # -- who may ----------------------------------------------------------------------------------------------------------
 
 
-def _admit(services: Services) -> BaseResponse | None:
+def _admit(services: Services, assets: Assets) -> BaseResponse | None:
     """Turns away who may not enter; `g.known`: whether who asks has shown that they may know."""
     g.started = time.monotonic()
     g.known = access.is_known(request, services.settings)
     if access.may_enter(request, services.settings, services.webhook_secret):
         return None
-    answer = _answer(401, access.refusal(request, services.settings))
+    # People see it once they have given up being asked; programs get the sentence.
+    answer = refusal_page(assets) or _answer(401, access.refusal(request, services.settings))
     answer.headers["WWW-Authenticate"] = 'Basic realm="active learning", charset="UTF-8"'
     return answer
 

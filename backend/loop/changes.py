@@ -15,6 +15,7 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.errors import BackendError, RedisUnavailableError
 from backend.loop.projects import check_known
+from backend.loop.retries import LAST_ERROR
 from backend.loop.status import progress_as_json
 from backend.schema import VersionRecord
 
@@ -88,12 +89,15 @@ class ChangeWatch:
     def _state(self, project_id: int, record: VersionRecord | None) -> dict[str, Any]:
         try:
             training, progress = self._jobs.training(project_id), self._jobs.progress(project_id)
-        except RedisUnavailableError:
-            training, progress = None, None
+            n_workers, last_error = self._jobs.n_workers(), self._jobs.note(project_id, LAST_ERROR)
+        except RedisUnavailableError as exc:
+            training, progress, n_workers, last_error = None, None, None, str(exc)
         return {
             "model_version": record.version if record else None,
             "evaluated": record is not None and record.evaluated_version == record.version,
             "training": training,
             "labels_used": record.labels_used if record else 0,
             "embedding": progress_as_json(progress),
+            "n_workers": n_workers,
+            "last_error": last_error,
         }

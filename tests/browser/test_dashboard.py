@@ -337,6 +337,24 @@ def test_the_map_of_a_new_version_comes_by_itself(open_page: Callable[..., Page]
     expect(page.locator("canvas")).to_have_attribute("aria-label", re.compile("1,200 images"))
 
 
+def test_the_map_follows_the_evaluation_which_comes_after_the_version(
+    open_page: Callable[..., Page], service: FakeService
+) -> None:
+    """What was asked for when the version was published is of the version before, and is asked for again."""
+    page = open_page()
+    bring_up_map(page)
+    expect(page.locator("canvas")).to_have_attribute("aria-label", re.compile("1,000 images"))
+    service.change(full_board(250))
+    expect(page.locator("#figures")).to_contain_text("v0250")
+    for _ in range(200):
+        if sum(path.endswith("/map") for _, path in service.asked) == 2:
+            break
+        page.wait_for_timeout(50)
+    service.map = map_of(1200)
+    service.change({**full_board(250), "suspects": []})
+    expect(page.locator("canvas")).to_have_attribute("aria-label", re.compile("1,200 images"))
+
+
 def lights(page: Page, canvas: Locator, places: Iterable[tuple[float, float]]) -> list[bool]:
     """Whether something else than the background is seen at each place of the canvas."""
     shown = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)

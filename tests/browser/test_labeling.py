@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -36,21 +36,28 @@ def page(browser: Browser, stack: Stack) -> Iterator[Page]:
     """A page logged in as the demo's user."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
+    log_in(page, stack)
+    yield page
+    context.close()
+
+
+def log_in(page: Page, stack: Stack) -> None:
+    """As the demo's user, to Label Studio."""
     page.goto(f"{stack.facts['label_studio_url']}/user/login")
     page.fill("input[name=email]", stack.facts["email"])
     page.fill("input[name=password]", stack.facts["password"])
     page.click("button[type=submit]")
     page.wait_for_url(lambda url: "/user/login" not in url, wait_until="commit")
-    yield page
-    context.close()
 
 
 class LabelStream:
     """The label stream of a project, and which task it shows."""
 
-    def __init__(self, page: Page, project: LabelingProject) -> None:
+    def __init__(self, page: Page, project: LabelingProject, hotkeys: Mapping[str, str] | None = None) -> None:
         self.page = page
+        self.hotkeys = hotkeys or HOTKEYS
         self.served: list[int] = []
+        self.submitted_at = 0.0
         self._next = f"/api/projects/{project.id}/next"
         page.on("response", self._remember)
         page.goto(f"{project.stack.facts['label_studio_url']}/projects/{project.id}/data")
@@ -71,19 +78,20 @@ class LabelStream:
             assert time.monotonic() < deadline, f"task {n} was not served; served: {self.served}"
             self.page.wait_for_timeout(50)
         self.page.wait_for_selector("img[alt=image], .lsf-image img, canvas, img[src^=data]", timeout=20_000)
-        self.page.wait_for_selector("text=red", timeout=20_000)
+        self.page.wait_for_selector(f"text={next(iter(self.hotkeys))}", timeout=20_000)
         self.page.wait_for_timeout(300)
         return self.served[n - 1]
 
     def label(self, label: str) -> None:
-        """Presses the hotkey of a choice until the editor took it, then that of Submit."""
+        """Presses the hotkey of a choice until the editor took it, then that of Submit, at `submitted_at` (time())."""
         choice = self.page.locator(f'label:has-text("{label}") input').first
         for _ in range(20):
-            self.page.keyboard.press(HOTKEYS[label])
+            self.page.keyboard.press(self.hotkeys[label])
             self.page.wait_for_timeout(250)
             if choice.is_checked():
                 break
-        assert choice.is_checked(), f"the hotkey {HOTKEYS[label]} does not choose {label}"
+        assert choice.is_checked(), f"the hotkey {self.hotkeys[label]} does not choose {label}"
+        self.submitted_at = time.time()
         self.page.keyboard.press("Control+Enter")
 
 

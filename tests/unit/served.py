@@ -39,7 +39,6 @@ ROUTES = [
     ("POST", "/api/projects/3/pin"),
     ("DELETE", "/api/projects/3/pin"),
     ("GET", "/projects/3"),
-    ("GET", "/assets/x/dashboard/style.css"),
     ("GET", "/no-such-page"),
 ]
 """Every address, as somebody who may not enter would try it."""

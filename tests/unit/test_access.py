@@ -28,7 +28,6 @@ PAGES = (
     "/api/projects/3/versions",
     f"/api/projects/3/versions/{VERSION}",
     "/projects/3",
-    "/assets/x/dashboard/style.css",
 )
 TOKEN = "t0k-for-pages"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -107,6 +106,31 @@ def test_the_description_is_open_and_nothing_near_it(project: World) -> None:
     assert client.get("/openapi.json").status_code == 200
     for path in ("/openapi.json/", "/openapi.json/../metrics", "//openapi.json", "/OPENAPI.JSON", "/openapi.json%2f"):
         assert client.get(path).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/projects/3", "/projects/99"])
+def test_people_who_are_not_let_in_see_a_page_that_says_what_to_give(with_token: World, path: str) -> None:
+    """They are asked first, as by the answer for programs; it tells nothing of any project."""
+    client = client_of(with_token, credentials=False)
+    for headers in ({}, basic(password="wrong")):
+        answer = client.get(path, headers={"Accept": "text/html,*/*;q=0.8", **headers})
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+        assert answer.content_type.startswith("text/html")
+        assert "BACKEND_PASSWORD" in answer.text
+        assert "wrong or missing credentials" in sentence_of(client.get(path, headers=headers))
+    assert client.get("/api/projects/3/status", headers={"Accept": "text/html"}).is_json
+
+
+def test_what_the_pages_are_made_of_is_open_and_nothing_near_it(with_token: World) -> None:
+    """Scripts and styles are the same for everybody; what they ask for is not, and no path leads from here to there."""
+    client = client_of(with_token, credentials=False)
+    for headers in ({}, BEARER, basic(password="wrong")):
+        assert client.get("/assets/x/dashboard/style.css", headers=headers).status_code == 200
+        assert client.get("/assets/x/dashboard/none.css", headers=headers).status_code == 404
+    for path in ("/assets", "/assets/../projects/3", "/assets/x/../../projects/3", "/ASSETS/x/dashboard/style.css"):
+        assert client.get(path).status_code in (401, 404), path
+        assert "Active learning" not in client.get(path).text
 
 
 def test_credentials_are_asked_for_by_every_method(project: World) -> None:

@@ -371,7 +371,14 @@ def test_a_stranger_s_hostname_sends_no_token_there(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [*ROUTES, ("GET", "/health"), ("GET", "/openapi.json"), ("OPTIONS", "/setup")]
+    ("method", "path"),
+    [
+        *ROUTES,
+        ("GET", "/health"),
+        ("GET", "/openapi.json"),
+        ("GET", "/assets/x/dashboard/style.css"),
+        ("OPTIONS", "/setup"),
+    ],
 )
 @pytest.mark.parametrize("credentials", [True, False])
 def test_every_answer_carries_the_headers(project: World, method: str, path: str, credentials: bool) -> None:

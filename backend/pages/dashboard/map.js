@@ -299,6 +299,8 @@ export function showMap(part, project, firstBoard) {
   let isAsking = false;
   let isSeen = true;
   let again = null;
+  // What is shown of a version just published is of the one before, until it is evaluated a moment later.
+  const isOld = () => [wanted, points?.model_version].some((version) => version !== board.status.model_version);
 
   async function load() {
     if (isAsking || isHopeless) return;
@@ -350,13 +352,13 @@ export function showMap(part, project, firstBoard) {
 
   new IntersectionObserver((entries) => {
     isSeen = entries.at(-1).isIntersecting;
-    if (isSeen && wanted !== board.status.model_version) load();
+    if (isSeen && isOld()) load();
   }, { rootMargin: "400px" }).observe(stage);
   load();
   return {
     update(newBoard) {
       board = newBoard;
-      if (isSeen && wanted !== board.status.model_version) load();
+      if (isSeen && isOld()) load();
     },
   };
 }

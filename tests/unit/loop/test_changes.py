@@ -12,6 +12,7 @@ from fakes import World, add_cats_and_dogs, label, retrain
 from backend.adapters.jobs import Jobs
 from backend.errors import ProjectNotFoundError, StorageError
 from backend.loop.changes import ChangeWatch
+from backend.loop.retries import LAST_ERROR
 from backend.schema import Progress
 
 
@@ -50,6 +51,7 @@ def test_the_state_is_told_at_once(animals: World) -> None:
     """Nothing is published yet."""
     assert told(watch(animals).stream(1, lambda: False)) == {
         "model_version": None, "evaluated": False, "training": "idle", "labels_used": 0, "embedding": None,
+        "n_workers": 0, "last_error": None,
     }  # fmt: skip
 
 
@@ -70,6 +72,18 @@ def test_every_change_is_told(animals: World) -> None:
     label(animals, cat=[4])
     second = retrain(animals)
     assert told(stream)["model_version"] == second.version
+
+
+def test_what_stands_in_the_way_is_told_as_soon_as_it_goes(animals: World) -> None:
+    """Who looks at a page must not wait for its next regular look to see that the trouble is over."""
+    stream = watch(animals).stream(1, lambda: False)
+    told(stream)
+    animals.jobs.set_note(1, LAST_ERROR, "Label Studio does not answer")
+    assert told(stream)["last_error"] == "Label Studio does not answer"
+    animals.jobs.set_note(1, LAST_ERROR, None)
+    assert told(stream)["last_error"] is None
+    animals.jobs.stay_alive("worker-1")
+    assert told(stream)["n_workers"] == 1
 
 
 def test_an_evaluated_version_is_read_once(animals: World, monkeypatch: pytest.MonkeyPatch) -> None:
