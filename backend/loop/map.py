@@ -66,6 +66,9 @@ NOTED_EVERY_S = 2.0
 IMAGES_PER_MINUTE = 20_000
 """About how many images are laid out a minute while nobody else computes; only told, until it is known better."""
 
+TOLD_FROM = 0.1
+"""Share of the work from which the time left is reckoned by the time it took: the first steps load modules."""
+
 MAP_NOTE = "map"
 """Note of a project that says how far its map is."""
 
@@ -308,7 +311,7 @@ class _Noted:
     def report(self, share: float) -> None:
         """Called with the share done, 0..1."""
         now = time.monotonic()
-        if share > 0 and now - self._noted >= NOTED_EVERY_S:
+        if share >= TOLD_FROM and now - self._noted >= NOTED_EVERY_S:
             self._noted = now
             self._note((now - self._started) * (1 - share) / share)
 

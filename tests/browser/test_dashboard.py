@@ -268,7 +268,7 @@ def test_a_version_is_used_only_after_it_was_confirmed(open_page: Callable[..., 
     assert pins(service) == []
     use.click()
     page.get_by_role("button", name="Yes").click()
-    expect(page.locator("#versions-part")).to_contain_text("The next version goes by v0238.")
+    expect(page.locator("#versions-part")).to_contain_text("New versions go by v0238.")
     expect(page.locator("#versions-part .pinned")).to_contain_text("The project stays with v0238")
     page.get_by_role("button", name="Go on with the labels").click()
     page.get_by_role("button", name="Yes").click()
@@ -325,6 +325,27 @@ def test_the_map_is_used_by_keyboard_and_read_as_a_table(open_page: Callable[...
     expect(page.locator(".map-keys")).to_contain_text("next to label")
     page.wait_for_timeout(200)
     assert canvas.screenshot() != before
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"), [("target_reached", "the target is reached"), ("go_on", "about reached, not for certain yet")]
+)
+def test_a_target_is_called_reached_when_that_is_certain(
+    open_page: Callable[..., Page], service: FakeService, verdict: str, words: str
+) -> None:
+    """No label more is needed by the curve, and yet the suggestion may be to go on a little."""
+    board = full_board()
+    board["status"]["forecast"] |= {"labels_needed": 0, "labels_needed_interval": [0, 40], "verdict": verdict}
+    service.change(board)
+    expect(open_page().locator("#figures")).to_contain_text(words)
+
+
+def test_the_map_says_by_what_it_is_coloured(open_page: Callable[..., Page]) -> None:
+    """To those who do not see it, too, and after another choice."""
+    page = open_page()
+    canvas = bring_up_map(page)
+    page.get_by_label("Colour by").select_option("uncertainty")
+    expect(canvas).to_have_attribute("aria-label", re.compile("coloured by uncertainty"))
 
 
 def test_the_map_of_a_new_version_comes_by_itself(open_page: Callable[..., Page], service: FakeService) -> None:

@@ -198,6 +198,7 @@ export function showMap(part, project, firstBoard) {
 
   chooser.addEventListener("change", () => {
     [mode, modeChosen, only] = [chooser.value, true, new Set()];
+    if (points) tellColours();
     recolour();
     tellView();
   });
@@ -336,11 +337,15 @@ export function showMap(part, project, firstBoard) {
       mode = points.prediction.some((owner) => owner !== NONE) ? "prediction" : points.place.some((place) => place !== NONE) ? "queue" : "label";
       chooser.value = mode;
     }
-    canvas.setAttribute("aria-label", `Map of ${counted(points.n, "image")}, coloured by ${MODES[mode].toLowerCase()}`);
+    tellColours();
     painter.place(points.x, points.y);
     recolour();
     tellView();
     performance.mark("map-ready");
+  }
+
+  function tellColours() {
+    canvas.setAttribute("aria-label", `Map of ${counted(points.n, "image")}, coloured by ${MODES[mode].toLowerCase()}`);
   }
 
   function tellNotice() {

@@ -49,7 +49,7 @@ function neededFigure(forecast, target) {
   const name = target === null || target === undefined ? "Labels still needed" : `Labels to reach ${percent(target)}`;
   if (!forecast) return figure(name, "–", "foreseen after the first rounds");
   if (forecast.labels_needed === null) return figure(name, "–", forecast.reason || "not known yet");
-  if (forecast.labels_needed === 0) return figure(name, "0", "the target is reached");
+  if (forecast.labels_needed === 0) return figure(name, "0", forecast.verdict === "target_reached" ? "the target is reached" : "about reached, not for certain yet");
   const interval = forecast.labels_needed_interval;
   const range = interval && (interval[1] === null ? `${count(interval[0])} or many more` : `${count(interval[0])} to ${count(interval[1])}, four times in five`);
   return figure(name, `≈ ${count(forecast.labels_needed)}`, range);

@@ -53,7 +53,7 @@ async function carryOut(project, version) {
   const path = `/api/projects/${project}/pin`;
   if (version === "newest") await ask(path, { method: "DELETE" });
   else await ask(path, { method: "POST", body: JSON.stringify({ version }), headers: { "Content-Type": "application/json" } });
-  return version === "newest" ? "The next version is trained on all labels." : `The next version goes by ${shortVersion(version)}.`;
+  return version === "newest" ? "New versions are trained on all labels again." : `New versions go by ${shortVersion(version)}.`;
 }
 
 /** Listens to the buttons of the part; `draw` draws it anew, `onDone` is called when something was changed. */
