@@ -306,8 +306,8 @@ def _score(entry: _Entry, known: _Known) -> Floats:
         if key in known.scores:
             return known.scores[key]
     if known.predictions is not None and name in UNCERTAINTIES:
-        there: NDArray[np.bool_] = np.isfinite(known.predictions).all(axis=1)
-        numbers = np.full(len(there), math.nan)
+        there = np.flatnonzero(np.isfinite(known.predictions).all(axis=1))
+        numbers = np.full(len(known.dataset), math.nan)
         numbers[there] = ScorerClassification(known.predictions[there]).calculate_scores()[name]
         return numbers
     available = [*known.scores, *(UNCERTAINTIES if known.predictions is not None else ())]

@@ -78,7 +78,8 @@ class Tags:
         """Forgets a tag; its images stay. Raises TagError if there is no such tag."""
         if name == INITIAL_TAG:
             raise TagError(f"{INITIAL_TAG!r} is the dataset itself and cannot be deleted; name another tag")
-        self.get(name)
+        if name not in self.names():
+            self.get(name)  # which says what there is
         if self._folder is None:
             del self._in_memory[name]
         else:
