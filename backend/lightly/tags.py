@@ -135,9 +135,7 @@ def _read(name: str, content: bytes) -> tuple[str, ...]:
             return tuple(names)
     except (ValueError, KeyError, TypeError):
         pass
-    raise TagError(
-        f"the file of tag {name!r} is damaged; delete {_file_of(name)} in the tags' folder and make it again"
-    )
+    raise TagError(f"the file of tag {name!r}, {_file_of(name)}, is damaged; delete the tag and make it again")
 
 
 def _others(names: Sequence[str]) -> str:
