@@ -7,9 +7,9 @@ lightly-mundig 0.1.16 on small inputs; the tests compare the two.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -170,27 +170,23 @@ def _state_of(objective: Objective, n_rows: int) -> _State:
     return _BalanceState(objective, n_rows)
 
 
-class _State(ABC):
+class _State(Protocol):
     """An objective while rows are selected."""
 
-    @abstractmethod
     def start(self, indices: list[int]) -> None:
         """Takes these rows as selected."""
 
-    @abstractmethod
     def potentials(self) -> Floats:
         """The term (N,) of each row, were it the next."""
 
-    @abstractmethod
     def add(self, index: int) -> None:
         """Selects one more row."""
 
     def ends_at(self, index: int) -> bool:
         """Whether the selection ends instead of taking this row."""
-        return False
 
 
-class _DiversityState(_State):
+class _DiversityState:
     """nearest: (N,) squared distance to the nearest selected row; among: (K,) of the selected to the nearest other."""
 
     def __init__(self, objective: Diversity, n_rows: int) -> None:
@@ -236,7 +232,7 @@ class _DiversityState(_State):
         return least is not None and bool(np.sqrt(self._nearest[index]) < least)
 
 
-class _WeightingState(_State):
+class _WeightingState:
     def __init__(self, objective: Weighting, n_rows: int) -> None:
         self._objective = objective
         self._weights = checked_weights(objective.weights, n_rows)
@@ -257,7 +253,7 @@ class _WeightingState(_State):
         return least is not None and bool(self._weights[index] < least)
 
 
-class _BalanceState(_State):
+class _BalanceState:
     """counts: (C,) the sum of the selected distributions."""
 
     def __init__(self, objective: Balance, n_rows: int) -> None:
@@ -290,3 +286,6 @@ class _BalanceState(_State):
 
     def add(self, index: int) -> None:
         self._counts += self._distributions[index]
+
+    def ends_at(self, index: int) -> bool:
+        return False
