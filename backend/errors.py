@@ -90,6 +90,10 @@ class SelectionError(BackendError):
     """A selection was asked for with impossible input (NaN embeddings, a budget above the pool, …)."""
 
 
+class TagError(BackendError):
+    """A tag does not exist, or exists already, or its name or file cannot be used."""
+
+
 class VersionNotFoundError(BackendError):
     """No such model version is kept for this project."""
 
