@@ -33,8 +33,8 @@ IMAGE_SUFFIXES = frozenset(
 )  # fmt: skip
 """How the names of files end, in any case, that are taken for images where no filter says otherwise."""
 
-N_AT_ONCE = 16
-"""Images that `ImageSource.fetch_all` fetches at once: one from a bucket is mostly waiting for it."""
+N_AT_ONCE = 10
+"""Images that `ImageSource.fetch_all` fetches at once; botocore keeps so many connections to a store."""
 
 KEYS: Mapping[str, str] = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a bucket that is open to all "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import logging
 import os
@@ -157,6 +158,32 @@ def test_as_many_are_fetched_at_once_as_asked_for(tmp_path: Path) -> None:
     assert next(fetched) == ("0", b"0")
     fetched.close()
     assert source.n_fetched == 4
+
+
+def test_a_bucket_is_asked_for_several_at_once(monkeypatch: pytest.MonkeyPatch, store_address: Address) -> None:
+    """A server that answers no request before four have come together gives all eight images."""
+    together = threading.Barrier(4, timeout=30)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            together.wait()
+            self.send_response(206)
+            self.send_header("Content-Length", "3")
+            self.end_headers()
+            self.wfile.write(b"one")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    names = [f"{number}.png" for number in range(8)]
+    assert list(images(store_address).fetch_all(names, n_at_once=4)) == [(name, b"one") for name in names]
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------------
