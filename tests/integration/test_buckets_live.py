@@ -27,7 +27,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Eighteen photos, half of them a folder deeper, and what is none of them."""
+    """Eighteen photos, half of them a folder deeper, one that will be deleted, and what is none of them."""
     for name, value in environment_of(s3_server).items():
         monkeypatch.setenv(name, value)
     photos = {
@@ -36,6 +36,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
         )
         for number in range(18)
     }
+    photos["photos/red gone.png"] = png(picture("red", 99))
     return new_bucket(s3_server, {**photos, "photos/notes.txt": b"no image", "photos-old/red.png": b"no image"})
 
 
@@ -55,7 +56,10 @@ def test_a_bucket_is_labeled(make_project: MakeProject, bucket: str, s3_server: 
     references = {task["id"]: str(next(iter(task["data"].values()))) for task in tasks}
     images = open_images(Address(f"s3://{bucket}/photos"), name_filter=r".*\.png", max_image_bytes=2**20)
     assert sorted(references.values()) == [images.reference(name) for name in images.names()]
-    assert len(references) == 18
+    assert len(references) == 19
+    gone = next(task_id for task_id, reference in references.items() if reference.endswith("/red gone.png"))
+    store = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+    store.rm_file(references.pop(gone))
     task_id, reference = next(iter(references.items()))
     encoded = base64.urlsafe_b64encode(reference.encode()).decode()
     served = project.stack.label_studio.get(f"/tasks/{task_id}/resolve/", params={"fileuri": encoded})
@@ -64,7 +68,15 @@ def test_a_bucket_is_labeled(make_project: MakeProject, bucket: str, s3_server: 
 
     assert project.stack.cli("connect", str(project.id)).returncode == 0
     status = project.wait(lambda status: status["model_version"] is not None)
-    assert (status["pool_size"], status["image_failures"]) == (18, {})
+    assert status["pool_size"] == 18
+    failures = {int(task): reason for task, reason in status["image_failures"].items()}
+    sentence = (
+        "HTTP 403; Label Studio signed this address for us"
+        if presign
+        else "HTTP 424; its cloud storage did not give the file"
+    )
+    assert list(failures) == [gone]
+    assert sentence in failures[gone]
 
     def colour_of(task_id: int) -> str:
         return references[task_id].rpartition("/")[2].split()[0]
@@ -83,7 +95,6 @@ def test_a_bucket_is_labeled(make_project: MakeProject, bucket: str, s3_server: 
     assert len(predicted) == 8, "the window"
     assert predicted == {task_id: [colour_of(task_id)] for task_id in predicted}
 
-    store = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
     labels = [json.loads(store.cat_file(key)) for key in store.find(f"{bucket}/labels")]
     assert {label["task"]["id"]: label["result"][0]["value"]["choices"] for label in labels} == {
         label["task"]["id"]: [colour_of(label["task"]["id"])] for label in labels
