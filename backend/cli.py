@@ -391,11 +391,26 @@ def models(
     rich_help_panel=PLAN,
     epilog=example(
         "python -m backend simulate --images photos/ --budgets 10,30,60 --seeds 5 --json out.json --plot out.svg",
+        "python -m backend simulate --images s3://bucket/photos --filter '.*[.]jpg'",
     ),
 )
 def simulate(
     context: typer.Context,
-    images: Annotated[Path, typer.Option(help="Folder of class folders; their names are the labels.")],
+    images: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER|ADDRESS",
+            help="Folder of class folders, or address such as s3://bucket/photos; their names are the labels.",
+        ),
+    ],
+    name_filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter",
+            metavar="REGEX",
+            help="Which files are images, as in Label Studio's storages; default: those that end in .jpg, .png, …",
+        ),
+    ] = None,
     strategy: Annotated[
         list[str] | None, typer.Option(help="Name; may be given again. Default: the first two.")
     ] = None,
@@ -414,26 +429,33 @@ def simulate(
     and with the service's learner random, coreset, typical_coreset, typiclust, probcover throughout, or margin,
     information_density, least_confidence, entropy, coral, badge, knn_of_high_loss after the service's first batch.
     """
+    from backend.loop.image_files import place_of
     from backend.loop.plot import check_plot_file, plot_learning_curves
     from backend.loop.simulate import STRATEGIES, embed_folder, report, summary
     from backend.loop.simulate import simulate as run
     from backend.services import Services
 
     settings = _settings(context, quiet=True)
-    if not images.is_dir():
-        raise UsageError(f"--images {images} is not a folder; give a folder of class folders")
+    place = place_of("--images", images)
     if plot is not None:
         check_plot_file(plot)
     for option, file in (("--json", json_file), ("--plot", plot)):
         if file is not None and not file.parent.is_dir():
             raise UsageError(f"{option} {file}: there is no folder {file.parent}; make it first")
-    backbone = Services(settings).backbone()
+    services = Services(settings)
+    source = services.image_source(place, name_filter)
+    backbone = services.backbone()
     if backbone.warning:
         typer.echo(f"note: {backbone.warning}", err=True)
     names = strategy or ["default", "baseline"]
     wanted = _whole_numbers(budgets)
     with progress() as advance:
-        pictures = embed_folder(backbone, images, lambda done, total: advance("embedding", done, total))
+        pictures = embed_folder(
+            backbone,
+            source,
+            lambda done, total: advance("embedding", done, total),
+            max_image_pixels=settings.max_image_pixels,
+        )
         n_rows = len(names) * len(set(wanted)) * seeds
         rows = []
         for row in run(
@@ -450,10 +472,10 @@ def simulate(
     for name in names:
         typer.echo(f"{name}: {STRATEGIES[name][0]}")
     if json_file is not None:
-        content = {"images": images.name, **report(rows, pictures, backbone, settings, step)}
+        content = {"images": place.name, **report(rows, pictures, backbone, settings, step)}
         json_file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if plot is not None:
-        plot_learning_curves(summary(rows), f"{images.name}, {backbone.name}, {seeds} seeds", plot)
+        plot_learning_curves(summary(rows), f"{place.name}, {backbone.name}, {seeds} seeds", plot)
 
 
 def main() -> None:

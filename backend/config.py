@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from backend.errors import SettingsError
 from backend.schema import ValidationFilter
-from backend.storage import OBJECT_STORES, Address, Place
+from backend.storage import Place, parse_place
 
 LOG_FORMATS = ("text", "json")
 """Choices of LOG_FORMAT; see `backend.logs`."""
@@ -45,16 +45,6 @@ def _path(raw: str) -> Path:
         return Path(raw).expanduser()
     except RuntimeError:
         raise ValueError("a path; there is no such user to whose home ~ could point") from None
-
-
-def _place(raw: str) -> Place:
-    protocol, mark, rest = raw.partition("://")
-    if not mark:
-        return _path(raw)
-    bucket = rest.partition("/")[0]
-    if protocol not in OBJECT_STORES or not bucket or "@" in bucket or "?" in rest:
-        raise ValueError("a folder, or an address such as s3://bucket/prefix, without keys in it")
-    return Address(raw.rstrip("/"))
 
 
 def _address(raw: str) -> str:
@@ -189,7 +179,7 @@ class Settings:
         _redis_address, "redis://127.0.0.1:6379/0", "Redis or Valkey, for the job queue", secret=True
     )
     data_dir: Place = _setting(
-        _place, Path("data"), "folder, or address such as s3://bucket/prefix, for embeddings and model versions"
+        parse_place, Path("data"), "folder, or address such as s3://bucket/prefix, for embeddings and model versions"
     )
     backbone: str = _setting(_text, "mobilenet_v2", "torchvision classification model whose features are used")
     backbone_weights: Path | None = _setting(_path, None, "weights file for BACKBONE; empty: torchvision's download")

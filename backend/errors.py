@@ -78,6 +78,10 @@ class ImageError(BackendError):
         self.transient = transient
 
 
+class ImageSourceError(BackendError):
+    """The folder or bucket that images are to come from is not there, not open to us, or holds none."""
+
+
 class BackboneError(BackendError):
     """The backbone or its weights file cannot be used."""
 

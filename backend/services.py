@@ -11,6 +11,7 @@ from random import Random
 from threading import Lock
 
 from backend.adapters.backbones import Backbone, load_backbone, torchvision_models
+from backend.adapters.image_source import ImageSource, open_images
 from backend.adapters.images import ImageLoader
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
@@ -38,6 +39,7 @@ from backend.loop.status import StatusReader
 from backend.loop.thumbnails import Thumbnails
 from backend.loop.train import Trainer
 from backend.loop.versions import Versions
+from backend.storage import Place
 
 LOADED_ON_USE = ("label_studio_sdk.label_interface.interface", "redis", "rq", "safetensors.numpy")
 """What is imported by those who come to need it, so that commands start at once."""
@@ -95,6 +97,10 @@ class Services:
             max_image_pixels=self.settings.max_image_pixels,
             allow_private_addresses=self.settings.allow_private_addresses,
         )
+
+    def image_source(self, place: Place, name_filter: str | None = None) -> ImageSource:
+        """The images of a folder or bucket, outside Label Studio; see `ImageSource` for the filter."""
+        return open_images(place, name_filter=name_filter, max_image_bytes=self.settings.max_image_bytes)
 
     def backbone(self) -> Backbone:
         """The backbone of the settings, loaded once; safe from several threads."""

@@ -53,9 +53,41 @@ class Address:
         """What stands behind it: bucket and names."""
         return self.text.partition("://")[2].rstrip("/")
 
+    @property
+    def name(self) -> str:
+        """The last part, as of a path."""
+        return self.key.rpartition("/")[2]
+
 
 Place = Path | Address
 """A file or folder, on disk or in an object store."""
+
+
+def parse_place(text: str) -> Place:
+    """The path or address somebody gave; ~ is their home.
+
+    Raises ValueError that says what was expected, without what came, which may hold keys.
+    """
+    protocol, mark, rest = text.partition("://")
+    if mark:
+        bucket = rest.partition("/")[0]
+        if protocol not in OBJECT_STORES or not bucket or "@" in bucket or "?" in rest:
+            raise ValueError("a folder, or an address such as s3://bucket/prefix, without keys in it")
+        return Address(text.rstrip("/"))
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("a path; there is no such user to whose home ~ could point") from None
+
+
+def open_object_store(address: Address) -> Any:
+    """fsspec's file system for an address; its connections do not survive a fork.
+
+    Raises ImportError when the library for its protocol is missing; `OBJECT_STORES` says what installs it.
+    """
+    import fsspec
+
+    return fsspec.filesystem(address.protocol, skip_instance_cache=True, use_listings_cache=False)
 
 
 class Folder(ABC):
@@ -340,12 +372,10 @@ class ObjectFolder(Folder):
         """fsspec's file system, one per process: its connections do not survive a fork."""
         with self._guard:
             if self._opened is None or self._opened[0] != os.getpid():
-                import fsspec
-
-                protocol = self._address.protocol
                 try:
-                    store = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False)
+                    store = open_object_store(self._address)
                 except ImportError as exc:
+                    protocol = self._address.protocol
                     raise StorageError(
                         f"DATA_DIR is at {protocol}://, which needs a library that is not installed ({exc}); "
                         f"{OBJECT_STORES[protocol]}, or set DATA_DIR to a folder"

@@ -35,6 +35,8 @@ _CHUNK_BYTES = 64 * 1024
 _LABEL_STUDIO_PATHS = ("/data/", "/storage-data/", "/tasks/", "/projects/", "/static/")
 # `url_scheme` of the storages in label_studio/io_storages/*/models.py, and those of the enterprise edition.
 _STORAGE_SCHEMES = frozenset({"s3", "s3s", "gs", "azure-blob", "azure-spi", "dbx"})
+# What addresses that stores signed carry: S3 (new and old), Google, Azure.
+_SIGNATURES = frozenset({"X-Amz-Signature", "Signature", "X-Goog-Signature", "sig"})
 _ACCEPTED = (
     "'/data/upload/…', '/data/local-files/?d=…', 'http(s)://…', 's3://…', 'gs://…', 'azure-blob://…' or 'data:…'"
 )
@@ -233,7 +235,13 @@ class ImageLoader:
     def _refused(self, status: int, url: httpx.URL, shown: str) -> ImageError:
         own = self._gets_token(url)
         where = "Label Studio" if own else url.host
-        if status in (401, 403):
+        passing = status in (408, 429) or status >= 500
+        if not own and status in (400, 401, 403, 404) and _SIGNATURES.intersection(url.params):
+            advice = (
+                "Label Studio signed this address for us; check that the file still exists, that the keys in Label"
+                " Studio's storage may read it, and that both clocks are right"
+            )
+        elif status in (401, 403):
             advice = (
                 "check the Label Studio token and that its user may see the project (and, for local files, that"
                 " LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED is set)"
@@ -243,15 +251,17 @@ class ImageLoader:
             )
         elif status == 404:
             advice = "check that the file still exists and, for a cloud storage, that it is connected to the project"
+        elif own and status == httpx.codes.FAILED_DEPENDENCY:
+            # io_storages/proxy_api.py: whatever the storage said, an outage as well as an object that is gone.
+            passing = True
+            advice = "its cloud storage did not give the file; check that it still exists, and the storage's keys"
         elif status == 429:
             advice = "it asks for fewer requests; try again later"
         elif status >= 500:
             advice = "try again later, and look into its log if that goes on"
         else:
             advice = "open the address in a browser to see why"
-        return ImageError(
-            f"image {shown}: {where} answered HTTP {status}; {advice}", transient=status in (408, 429) or status >= 500
-        )
+        return ImageError(f"image {shown}: {where} answered HTTP {status}; {advice}", transient=passing)
 
     def _too_slow(self, url: httpx.URL, shown: str) -> ImageError:
         longest_s = _WHOLE_FETCH_TIMEOUTS * self._timeout_s

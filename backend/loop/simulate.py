@@ -22,13 +22,15 @@ from threadpoolctl import threadpool_limits
 
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
-from backend.adapters.images import decode
+from backend.adapters.image_source import ImageSource
+from backend.adapters.images import DEFAULT_MAX_IMAGE_PIXELS
 from backend.config import Settings
 from backend.errors import ImageError, SelectionError
 from backend.learning.features import normalise, plain_space
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import Head, fit_head
 from backend.learning.pool import Pool
+from backend.loop.image_files import read_image, source_of
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches
 from backend.loop.rounds import Round, Stopwatch, evaluate_labels, plan_round
 from backend.schema import TrainingLabels
@@ -68,36 +70,42 @@ class Row:
 # -- images -----------------------------------------------------------------------------------------------------------
 
 
-def embed_folder(backbone: Backbone, folder: Path, advance: Callable[[int, int], None]) -> LabeledImages:
-    """Embeds a folder of class folders; `advance(done, total)` is called after each batch.
+def embed_folder(
+    backbone: Backbone,
+    folder: Path | ImageSource,
+    advance: Callable[[int, int], None],
+    *,
+    max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
+) -> LabeledImages:
+    """Embeds a folder (or bucket) of class folders; `advance(done, total)` is called after each batch.
 
-    Raises ImageError unless there are at least two class folders with images.
+    What lies deeper has the class of its uppermost folder, what lies beside the class folders none. Raises ImageError
+    unless there are at least two class folders with images, and what the source raises.
     """
-    files = [(path, parent.name) for parent in sorted(folder.glob("*/")) for path in sorted(parent.glob("*"))]
+    source = source_of(folder)
+    # By their parts: 'cat' stands before 'cat-2', as in a listing of folders.
+    files = sorted((name for name in source.names() if "/" in name), key=lambda name: name.split("/"))
     if len(files) >= WORTH_ACCELERATING:
         backbone.accelerate()
 
-    def load(file: tuple[Path, str]) -> Image.Image:
-        try:
-            return decode(file[0].read_bytes(), min_side=backbone.input_side)
-        except OSError as exc:
-            raise ImageError(f"cannot be read ({exc})") from exc
+    def load(name: str) -> Image.Image:
+        return read_image(source, name, min_side=backbone.input_side, max_image_pixels=max_image_pixels)
 
     embeddings: list[NDArray[np.float32]] = []
     labels: list[str] = []
     n_done = 0
     for batch in embed_in_batches(backbone, files, load):
-        for (path, label), outcome in batch:
+        for name, outcome in batch:
             if isinstance(outcome, ImageError):
-                logger.warning("left out %s: %s", path, outcome)
+                logger.warning("left out: %s", outcome)
             else:
                 embeddings.append(outcome)
-                labels.append(label)
+                labels.append(name.partition("/")[0])
         n_done += len(batch)
         advance(n_done, len(files))
     if len(set(labels)) < 2:
         raise ImageError(
-            f"{folder} holds images of {len(set(labels))} classes; expected a folder per class, two or more"
+            f"{source.place} holds images of {len(set(labels))} classes; expected a folder per class, two or more"
         )
     return LabeledImages(
         np.stack(embeddings).astype(np.float16), np.array(labels), len(files) - len(labels), backbone.n_details

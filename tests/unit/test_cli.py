@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import typer
 from fakes import CREATED, LABEL_CONFIG, World, add_cats_and_dogs, label, retrain, rgb
+from live import png
 from PIL import Image
+from s3 import put
 from typer.testing import CliRunner, Result
 
 from backend import cli
@@ -35,6 +37,7 @@ from backend.errors import (
 )
 from backend.loop.simulate import STRATEGIES
 from backend.shown import status_lines
+from backend.storage import Address
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -240,9 +243,30 @@ def test_simulate_prints_a_table_and_writes_every_measurement(tmp_path: Path) ->
     assert "images, descriptor, 2 seeds" in picture.read_text(encoding="utf-8")
 
 
+def test_simulate_takes_a_bucket(store_address: Address, tmp_path: Path) -> None:
+    """As it takes a folder; --filter says which of its files are images."""
+    bucket, _, prefix = store_address.key.partition("/")
+    objects = {f"{prefix}/notes.txt": b"no image"}
+    for number in range(12):
+        image = Image.new("RGB", (32, 32), (250 - number, 0, 0) if number % 2 == 0 else (0, 0, 250 - number))
+        objects[f"{prefix}/{('red', 'blue')[number % 2]}/{number}"] = png(image)
+    put(os.environ["AWS_ENDPOINT_URL"], bucket, objects)
+    file = tmp_path / "out.json"
+    arguments = ["simulate", "--images", str(store_address), "--strategy", "default", "--budgets", "4", "--seeds", "1"]
+    environment = {"BACKBONE": "descriptor", "SEED_SIZE": "4"}
+    done = CliRunner().invoke(cli.app, [*arguments, "--json", str(file)], env=environment)
+    assert "holds no file whose name ends as an image's does" in str(done.exception)
+    done = CliRunner().invoke(cli.app, [*arguments, "--filter", ".*/[0-9]+$", "--json", str(file)], env=environment)
+    assert done.exit_code == 0, done.output
+    content = json.loads(file.read_text())
+    assert (content["images"], content["n_images"], content["n_unreadable"]) == ("active-learning", 12, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--images", "s3://key:secret@bucket"], "--images s3://…@bucket is not a folder, or an address such as s3://"),
+        (["--images", ".", "--filter", "*.png"], "the name filter '*.png' is no regular expression"),
         (["--images", "/nowhere"], "--images /nowhere is not a folder"),
         (["--images", ".", "--plot", "curves.pdf"], "'curves.pdf'; expected a name that ends in .png or .svg"),
         (["--images", ".", "--json", "/nowhere/out.json"], "--json /nowhere/out.json: there is no folder /nowhere"),

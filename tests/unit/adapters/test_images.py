@@ -275,6 +275,7 @@ def test_other_references_are_refused_with_what_came_and_what_is_accepted(
         (Answer(b"no", 401), "Label Studio answered HTTP 401; check the Label Studio token", False),
         (Answer(b"no", 403), "HTTP 403; check the Label Studio token", False),
         (Answer(b"no", 404), "HTTP 404; check that the file still exists", False),
+        (Answer(b"no", 424), "HTTP 424; its cloud storage did not give the file", True),
         (Answer(b"no", 418), "HTTP 418; open the address", False),
         (Answer(b"no", 429), "HTTP 429; it asks for fewer requests", True),
         (Answer(b"no", 500), "HTTP 500; try again later", True),
@@ -306,6 +307,21 @@ def test_an_answer_that_is_no_image_becomes_a_sentence(
         make_loader(site.url, max_image_bytes=2048).load("/data/a.png")
     assert raised.value.transient is transient
     assert "'/data/a.png'" in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_signed_address_that_is_refused_is_not_about_the_token(
+    start_site: Callable[..., Site], make_loader: Callable[..., ImageLoader], status: int
+) -> None:
+    """S3 answers 404 for what is gone, or 403 if these keys may not list the bucket; the signature is not shown."""
+    bucket = start_site({"/bucket/a.png": Answer(b"no", status)})
+    signed = f"{bucket.url}/bucket/a.png?X-Amz-Expires=60&X-Amz-Signature=5e6f"
+    site = start_site({"/tasks/7/resolve/": Answer(b"", 303, {"Location": signed})})
+    sentence = f"HTTP {status}; Label Studio signed this address for us; check that the file still exists"
+    with pytest.raises(ImageError, match=sentence) as raised:
+        make_loader(site.url).load("s3://bucket/a.png", 7)
+    assert "5e6f" not in str(raised.value)
+    assert not raised.value.transient
 
 
 def test_a_refusal_of_another_host_says_that_it_got_no_token(

@@ -176,11 +176,12 @@ def test_the_summary_is_mean_and_standard_deviation() -> None:
 
 
 def test_a_folder_is_embedded_without_its_broken_images(tmp_path: Path) -> None:
-    """Two class folders with a text file among the images: it is left out and counted; the rest keeps its class."""
+    """A broken image is left out and counted, what is none by its name is not looked at; the rest keeps its class."""
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8), COLOURS[name]).save(tmp_path / name / "1.png")
-    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / "cat" / "broken.png").write_text("not an image")
+    (tmp_path / "cat" / "notes.txt").write_text("not an image either")
     seen: list[tuple[int, int]] = []
     found = embed_folder(TinyBackbone(), tmp_path, lambda done, total: seen.append((done, total)))
     assert found.labels.tolist() == ["cat", "dog"]
