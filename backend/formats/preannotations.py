@@ -204,7 +204,7 @@ def read_label_table(path: Path) -> FoundLabels:
             collected.labels[name] = best[0]
         else:
             collected.undecided[name] = tuple(sorted({item.label for item in best}))
-    return collected.found("the label of a line; of several the one with the highest score")
+    return collected.found("of its lines the one with the highest score")
 
 
 def _read_label_files(
