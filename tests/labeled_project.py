@@ -45,17 +45,15 @@ def text(written: str) -> dict[str, Any]:
     return {"from_name": "comment", "to_name": "img", "type": "textarea", "value": {"text": [written]}}
 
 
-def upload(call: Call, project_id: int, names: Sequence[str], folder: Path) -> None:
+def upload(call: Call, project_id: int, names: Sequence[str]) -> None:
     """Uploads one coloured square for each name."""
     for number, name in enumerate(names):
-        file = folder / f"{number}.png"
-        file.write_bytes(png(picture(("red", "green", "blue")[number % 3], number)))
-        with file.open("rb") as stream:
-            call("POST", f"/api/projects/{project_id}/import", files={"file": (name, stream, "image/png")})
+        content = png(picture(("red", "green", "blue")[number % 3], number))
+        call("POST", f"/api/projects/{project_id}/import", files={"file": (name, content, "image/png")})
 
 
-def add_local_files(call: Call, project_id: int, root: Path, folder: Path) -> None:
-    """Coloured squares below `folder`, which is below Label Studio's document root, as synced tasks."""
+def add_local_files(call: Call, project_id: int, folder: Path) -> None:
+    """Coloured squares below `folder`, which is below Label Studio's document root, as tasks of a synced storage."""
     for number, name in enumerate(ON_DISK):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
