@@ -195,10 +195,13 @@ def _table_rows(path: Path, text: str, delimiter: str, control: str | None, imag
 
     An empty cell is no answer.
     """
+    limit = csv.field_size_limit(len(text) + 1)  # an image may stand in its cell, as data
     try:
         table = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as exc:
         raise FileFormatError(f"{path} is no whole table ({exc}); export it anew") from exc
+    finally:
+        csv.field_size_limit(limit)
     columns = set(table[0]) if table else set((text.splitlines() or [""])[0].replace('"', "").split(delimiter))
     if not {"annotation_id", "annotator"} <= columns:
         raise FileFormatError(
