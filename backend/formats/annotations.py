@@ -185,7 +185,7 @@ def _min_row(path: Path, item: Mapping[str, Any], control: str | None, image_fie
         said = names[names.index("id") + 1 : names.index("annotator")]
     else:  # some program has put them in another order
         said = [name for name in names if name != image_field and not _looks_like_image(str(item[name]))]
-    asked = set(said) - _ABOUT_THE_ANNOTATION if control is None else {control}
+    asked = (set(said) - _ABOUT_THE_ANNOTATION) | ({control} if control is not None else set())
     answers = {name: labels for name in names if name in asked and (labels := _labels_of(item[name])) is not None}
     return _Row({name: value for name, value in item.items() if name not in asked}, answers, **_about(item))
 
@@ -218,7 +218,7 @@ def _table_rows(path: Path, text: str, delimiter: str, control: str | None, imag
                 continue
             if name == image_field and f"_data_{name}" not in record:
                 continue
-            if (control is None or name == control) and value != "":
+            if value != "":
                 labels = _labels_of_cell(value)
                 if labels is not None:
                     answers[name] = labels
@@ -282,7 +282,14 @@ def _labeled(path: Path, kind: str, rows: Sequence[_Row], control: str | None, i
         return LabeledFiles({}, (), kind)
     field = image_field or _only_image_field(path, rows)
     is_table = kind in ("csv", "tsv", "json-min")
-    control = control or _only_control(path, rows, field, is_table=is_table)
+    if control is None:
+        control = _only_control(path, rows, field, is_table=is_table)
+    elif any(row.submitted for row in rows):
+        answered = {name for row in rows for name in row.answers}
+        if control not in answered and (others := sorted(answered - {field})):
+            raise FileFormatError(
+                f"{path}: nobody has answered {control!r}; answered are {', '.join(map(repr, others))}: name one of them"
+            )
     if kind == "json-min" and not control and any(row.submitted for row in rows):
         raise FileFormatError(
             f"{path}: no annotation holds an answer; if the control is named as a field of the data, JSON-MIN keeps "

@@ -120,6 +120,7 @@ def test_imported_labels_stand_beside_the_service(
     assert is_ours()
 
     monkeypatch.setattr(reconcile, "KEPT_PREDICTIONS", 1)
+    monkeypatch.setattr(reconcile, "QUIET_S", 0.0)
     services.reconciler._delete_predictions(project.id)
     held = services.label_studio.prediction_counts(project.id)
     assert held.pop("yolo-1") == 9

@@ -61,6 +61,14 @@ def test_of_several_controls_one_must_be_named(name: str) -> None:
         read_annotations(SAMPLES / name)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_control_that_nobody_has_answered_is_refused(name: str) -> None:
+    """It is mistyped: an empty file of labels would tell of it too late. Of an export without labels it is not."""
+    with pytest.raises(FileFormatError, match=r"nobody has answered 'wether'; answered are .*'seen', 'weather'"):
+        read_annotations(SAMPLES / name, control="wether")
+    assert read_tasks([{"id": 1, "data": {"image": "a.png"}, "annotations": []}], control="wether").labels == {}
+
+
 def test_one_file_of_a_target_storage() -> None:
     """It is read like the folder."""
     found = read_annotations(SAMPLES / "target" / "2", control="seen")

@@ -17,7 +17,7 @@ SAMPLES = Path(__file__).parents[1] / "formats" / "samples"
 def test_label_studios_own_formats_come_as_they_are(world: World) -> None:
     """Byte by byte, by Label Studio's names for them."""
     world.label_studio.add_project(1, ["a.png"])
-    assert export_project(world.label_studio, 1, "json-min").content == b"JSON_MIN of project 1"  # type: ignore[arg-type]
+    assert export_project(world.services.label_studio, 1, "json-min").content == b"JSON_MIN of project 1"
     assert OWN_FORMATS.keys() == {"json", "json-min", "csv", "tsv"}
 
 
@@ -27,7 +27,7 @@ def test_the_simple_file_of_a_project(world: World) -> None:
     for task_id, name in ((1, "cat"), (2, "dog"), (3, None)):
         world.label_studio.annotate(1, task_id, name)
     world.label_studio.annotate(1, 4, None, skipped=True)
-    exported = export_project(world.label_studio, 1, "simple")  # type: ignore[arg-type]
+    exported = export_project(world.services.label_studio, 1, "simple")
     assert json.loads(exported.content) == {"0.png": ["cat"], "1.png": ["dog"]}
     assert (exported.n_labeled, exported.n_skipped, exported.n_unanswered) == (2, 1, 1)
 
@@ -41,7 +41,7 @@ def test_a_project_with_two_controls_needs_a_name(world: World) -> None:
     )
     world.label_studio.add_project(1, ["a.png"], label_config=config)
     world.label_studio.annotate(1, 1, "cat")
-    exported = export_project(world.label_studio, 1, "simple", control="choice")  # type: ignore[arg-type]
+    exported = export_project(world.services.label_studio, 1, "simple", control="choice")
     assert json.loads(exported.content) == {"a.png": ["cat"]}
 
 
@@ -50,7 +50,7 @@ def test_an_export_that_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -
     world.label_studio.add_project(1, ["a.png"])
     monkeypatch.setattr(world.label_studio, "export", lambda project_id, kind: b"<html>")
     with pytest.raises(LabelStudioError, match="no JSON"):
-        export_project(world.label_studio, 1, "simple")  # type: ignore[arg-type]
+        export_project(world.services.label_studio, 1, "simple")
 
 
 @pytest.mark.parametrize("name", ["two-controls.json", "two-controls.csv", "two-controls.min.json", "target"])

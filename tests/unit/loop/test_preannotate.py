@@ -23,7 +23,7 @@ def found(undecided: dict[str, tuple[str, ...]] | None = None, **labels: str | t
 
 def run(world: World, labels: FoundLabels, **changes: Any) -> Preannotation:
     given: dict[str, Any] = {"version": "yolo-1", "label_map": {}, "advance": lambda step, done, total: None, **changes}
-    return preannotate(world.label_studio, 1, labels, **given)  # type: ignore[arg-type]
+    return preannotate(world.services.label_studio, 1, labels, **given)
 
 
 def predictions(world: World, version: str = "yolo-1") -> list[tuple[int, float | None, list[str]]]:
