@@ -288,7 +288,7 @@ def _labeled(path: Path, kind: str, rows: Sequence[_Row], control: str | None, i
         answered = {name for row in rows for name in row.answers}
         if control not in answered and (others := sorted(answered - {field})):
             raise FileFormatError(
-                f"{path}: nobody has answered {control!r}; answered are {', '.join(map(repr, others))}: name one of them"
+                f"{path}: nobody has answered {control!r}; answered are {', '.join(map(repr, others))}"
             )
     if kind == "json-min" and not control and any(row.submitted for row in rows):
         raise FileFormatError(

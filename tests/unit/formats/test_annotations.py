@@ -201,7 +201,7 @@ def test_labels_that_look_like_something_else_stay_texts(tmp_path: Path, label: 
 def test_an_image_that_stands_in_its_cell(tmp_path: Path) -> None:
     """As data, which is longer than what Python takes for a cell; for others that limit stays."""
     image = "data:image/png;base64," + "A" * 200_000
-    (tmp_path / "labels.csv").write_text(f"annotation_id,annotator,choice,image\n1,1,cat,{image}\n")
+    (tmp_path / "labels.csv").write_text(f'annotation_id,annotator,choice,image\n1,1,cat,"{image}"\n')
     before = csv.field_size_limit()
     assert read_annotations(tmp_path / "labels.csv").labels == {image: ("cat",)}
     assert csv.field_size_limit() == before
