@@ -15,7 +15,10 @@ from urllib.parse import urlsplit
 
 import typer
 
-from backend.config import Settings, describe_settings
+from backend import cli_formats
+from backend.cli_common import LABELING, SET_UP, AsJson, example
+from backend.cli_common import settings_of as _settings
+from backend.config import describe_settings
 from backend.errors import (
     BackendError,
     LabelStudioUnreachableError,
@@ -24,7 +27,6 @@ from backend.errors import (
     StorageError,
     UsageError,
 )
-from backend.logs import configure_logging
 from backend.progress import progress, waiting
 from backend.shown import settings_page, status_lines
 
@@ -51,20 +53,10 @@ EXIT_CODES = {
 AWAY_ERRORS = (RedisUnavailableError, LabelStudioUnreachableError, StorageError, ProjectNotReadyError)
 
 TRY_IT = "1. Try it"
-SET_UP = "2. Set it up beside your Label Studio"
-LABELING = "3. While people label: how good is it, what looks wrong, which model"
 PLAN = "4. Plan: what would so many labels give?"
 
 PROGRAM = "active-learning"
 """The file in the repository that shells can complete; `python -m backend` is none."""
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object, for programs.")]
-
-
-def example(*lines: str) -> str:
-    """The last lines of a command's help, one for each command line that can be copied."""
-    return "\n\n".join(["For example:", *lines])
 
 
 app = typer.Typer(
@@ -478,6 +470,9 @@ def simulate(
         plot_learning_curves(summary(rows), f"{place.name}, {backbone.name}, {seeds} seeds", plot)
 
 
+cli_formats.register(app)
+
+
 def main() -> None:
     """Entry point: errors are one sentence and an exit code that says of which kind they are."""
     try:
@@ -568,9 +563,3 @@ def _whole_numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"--budgets {text!r} is not a list of whole numbers such as 10,30,60") from None
-
-
-def _settings(context: typer.Context, *, quiet: bool = False) -> Settings:
-    settings = Settings.from_environment(context.obj)
-    configure_logging("WARNING" if quiet else settings.log_level, settings.log_format, settings.secrets())
-    return settings

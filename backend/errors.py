@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 
 class BackendError(Exception):
     """Base of all errors this package raises on purpose; its message is a sentence for a person."""
@@ -80,6 +82,23 @@ class ImageError(BackendError):
 
 class ImageSourceError(BackendError):
     """The folder or bucket that images are to come from is not there, not open to us, or holds none."""
+
+
+class FileFormatError(BackendError):
+    """A file of labels or predictions is not in the format it should be in; nothing of it is used."""
+
+
+class UnmatchedError(BackendError):
+    """Images that a file refers to fit no name, or several.
+
+    matched: those that fit one, reference → name.
+    unmatched: the others, reference → the names it may mean, none or several.
+    """
+
+    def __init__(self, message: str, matched: Mapping[str, str], unmatched: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(message)
+        self.matched = matched
+        self.unmatched = unmatched
 
 
 class BackboneError(BackendError):

@@ -182,6 +182,15 @@ class QueueEntry:
 
 
 @dataclass(frozen=True)
+class Suggestion:
+    """A prediction of a version that is none of the service's; score: how sure it is, None if that is not known."""
+
+    task_id: int
+    score: float | None
+    result: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     """One point of a project's learning curve.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,11 @@ from backend.errors import (
     LabelStudioUnreachableError,
     ProjectNotFoundError,
 )
-from backend.schema import AnnotatedTask, Annotation, AnswerEvent, Project, QueueEntry, Task
+from backend.schema import AnnotatedTask, Annotation, AnswerEvent, Project, QueueEntry, Suggestion, Task
 
 if TYPE_CHECKING:
     from label_studio_sdk import LabelStudio
+    from label_studio_sdk.core.request_options import RequestOptions
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,12 @@ TASKS_PER_PAGE = 1000
 
 REQUEST_TIMEOUT_S = 60.0
 """Longest wait for one answer; listing a page of a large project on SQLite takes seconds."""
+
+BULK_TIMEOUT_S = 1800.0
+"""The same for what a person asks for and waits for: an export, or the end of a version's predictions (8 ms each)."""
+
+SUGGESTIONS_PER_REQUEST = 1000
+"""Suggestions per request: a few seconds of Label Studio's time."""
 
 UNCERTAINTY_SAMPLING = "Uncertainty sampling"
 """The value of `project.sampling` that orders the queue by prediction score."""
@@ -239,6 +246,12 @@ class LabelStudioClient:
             return None
         return [_annotated_task(raw, image_field, fields) for raw in answer["tasks"]]
 
+    def export(self, project_id: int, export_type: str) -> bytes:
+        """The labeled tasks as a file of Label Studio's, by its own name for the format: JSON, JSON_MIN, CSV, TSV, …"""
+        path, params = f"api/projects/{project_id}/export", {"exportType": export_type, "download_all_tasks": "false"}
+        content: bytes = self._ask("GET", path, params=params, timeout_s=BULK_TIMEOUT_S).content
+        return content
+
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None:
         """Adds tasks, each `{"data": {field: reference}}`."""
         self._call("POST", f"api/projects/{project_id}/import", body=list(tasks), params={"return_task_ids": "false"})
@@ -290,6 +303,33 @@ class LabelStudioClient:
     def delete_predictions(self, project_id: int, version: str) -> None:
         """Deletes all predictions of one version, about 8 ms each."""
         self._call("DELETE", f"api/projects/{project_id}/model-versions/", body={"model_version": version})
+
+    def replace_suggestions(
+        self, project_id: int, version: str, suggestions: Sequence[Suggestion], advance: Callable[[int], None]
+    ) -> int:
+        """Makes these the predictions of a version that is none of the service's; how many it had before.
+
+        `advance` is called with the number that is there. An error on the way leaves some of them; again, all are.
+        """
+        n_before = self.prediction_counts(project_id).get(version, 0)
+        if n_before:
+            path = f"api/projects/{project_id}/model-versions/"
+            self._call("DELETE", path, body={"model_version": version}, timeout_s=BULK_TIMEOUT_S)
+        for start in range(0, len(suggestions), SUGGESTIONS_PER_REQUEST):
+            part = suggestions[start : start + SUGGESTIONS_PER_REQUEST]
+            predictions = [
+                {
+                    "task": item.task_id,
+                    "result": list(item.result),
+                    "model_version": version,
+                    **({} if item.score is None else {"score": item.score}),
+                }
+                for item in part
+            ]
+            path = f"api/projects/{project_id}/import/predictions"
+            self._call("POST", path, body=predictions, timeout_s=BULK_TIMEOUT_S)
+            advance(start + len(part))
+        return n_before
 
     # -- connection -----------------------------------------------------------------------------------------------
 
@@ -377,11 +417,35 @@ class LabelStudioClient:
         params: Mapping[str, Any] | None = None,
         body: Any = None,
         expects: Sequence[str] = (),
+        timeout_s: float | None = None,
     ) -> Any:
         """One request; `expects` names what the answer, then a JSON object, must hold."""
+        response = self._ask(method, path, params=params, body=body, timeout_s=timeout_s)
+        if not response.content and not expects:
+            return None
+        try:
+            answer = response.json()
+        except ValueError as exc:
+            raise self._not_label_studio(f"{method} {path} answered no JSON ({response.text[:80]!r})") from exc
+        if expects and not (isinstance(answer, dict) and all(name in answer for name in expects)):
+            raise self._not_label_studio(f"{method} {path} answered without {' and '.join(map(repr, expects))}")
+        return answer
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        timeout_s: float | None = None,
+    ) -> httpx.Response:
+        """The answer to one request, if it is none of refusal."""
         sdk = self._sdk
         # A POST creates something, and an answer of 500 may come after it was: sent again it would be there twice.
-        retries = 0 if method == "POST" else self._n_retries
+        options: RequestOptions = {"max_retries": 0 if method == "POST" else self._n_retries}
+        if timeout_s is not None:
+            options["timeout_in_seconds"] = int(timeout_s)
 
         def request() -> httpx.Response:
             try:
@@ -390,7 +454,7 @@ class LabelStudioClient:
                     method=method,
                     params=dict(params) if params else None,
                     json=body,
-                    request_options={"max_retries": retries},
+                    request_options=options,
                 )
             except Exception as exc:
                 raise self._translate(exc, method, path) from exc
@@ -402,15 +466,7 @@ class LabelStudioClient:
             response = request()
         if response.status_code >= 400:
             raise self._refusal(response.status_code, response.text, method, path)
-        if not response.content and not expects:
-            return None
-        try:
-            answer = response.json()
-        except ValueError as exc:
-            raise self._not_label_studio(f"{method} {path} answered no JSON ({response.text[:80]!r})") from exc
-        if expects and not (isinstance(answer, dict) and all(name in answer for name in expects)):
-            raise self._not_label_studio(f"{method} {path} answered without {' and '.join(map(repr, expects))}")
-        return answer
+        return response
 
     def _not_label_studio(self, seen: str) -> LabelStudioError:
         return LabelStudioError(f"{seen}; check that LABEL_STUDIO_URL, {self.url}, is Label Studio's own address")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from backend.adapters.registry import Registry
 from backend.config import Settings
 from backend.errors import BackboneError, ImageError, LabelStudioError, ProjectNotFoundError
 from backend.loop import embed
-from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Task, VersionRecord
+from backend.schema import AnnotatedTask, Annotation, Project, QueueEntry, Suggestion, Task, VersionRecord
 from backend.services import Services
 
 LABEL_CONFIG = (
@@ -255,6 +255,33 @@ class FakeLabelStudio:
         self._ask("delete_predictions")
         kept = self._find(project_id)
         kept.predictions = [row for row in kept.predictions if row["model_version"] != version]
+
+    def replace_suggestions(
+        self, project_id: int, version: str, suggestions: Sequence[Suggestion], advance: Callable[[int], None]
+    ) -> int:
+        self._ask("replace_suggestions")
+        n_before = self.prediction_counts(project_id).get(version, 0)
+        self.delete_predictions(project_id, version)
+        self._find(project_id).predictions += [
+            {"task": item.task_id, "score": item.score, "result": list(item.result), "model_version": version}
+            for item in suggestions
+        ]
+        advance(len(suggestions))
+        return n_before
+
+    def export(self, project_id: int, export_type: str) -> bytes:
+        self._ask("export")
+        if export_type != "JSON":
+            return f"{export_type} of project {project_id}".encode()
+        tasks = [
+            {
+                "id": item.task.id,
+                "data": {"image": item.task.image},
+                "annotations": [asdict(annotation) for annotation in item.annotations],
+            }
+            for item in self.annotated_tasks(project_id, "image")
+        ]
+        return json.dumps(tasks).encode()
 
     def backends(self, project_id: int) -> list[Mapping[str, Any]]:
         self._ask("backends")

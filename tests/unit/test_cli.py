@@ -35,6 +35,7 @@ from backend.errors import (
     SettingsError,
     UsageError,
 )
+from backend.logs import configure_logging
 from backend.loop.simulate import STRATEGIES
 from backend.shown import status_lines
 from backend.storage import Address
@@ -642,7 +643,7 @@ def test_a_wrong_argument_is_told_by_the_real_program(tmp_path: Path) -> None:
 
 def test_log_lines_have_utc_times_and_libraries_are_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     """One line per event on standard error; other packages speak from WARNING on."""
-    cli.configure_logging("INFO")
+    configure_logging("INFO")
     logging.getLogger("backend.test").info("retrained project=3")
     logging.getLogger("httpx").info("chatter")
     logging.getLogger("httpx").warning("trouble")

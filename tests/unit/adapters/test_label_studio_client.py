@@ -22,7 +22,7 @@ from backend.errors import (
     LabelStudioUnreachableError,
     ProjectNotFoundError,
 )
-from backend.schema import AnnotatedTask, Annotation, QueueEntry, Task
+from backend.schema import AnnotatedTask, Annotation, QueueEntry, Suggestion, Task
 
 # label-studio-sdk 2.0.19 reads the refreshed token with a method that pydantic calls old.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
@@ -407,6 +407,43 @@ def test_predictions_are_pushed_in_one_request(server: Server, client: LabelStud
         {"task": 7, "result": result, "score": 0.25, "model_version": "v2"},
         {"task": 8, "result": [], "score": 0.5, "model_version": "v2"},
     ]
+
+
+def test_suggestions_replace_those_of_their_version(
+    server: Server, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old ones go first, if there are any; then the new ones in parts, with a score where there is one."""
+    monkeypatch.setattr(client_module, "SUGGESTIONS_PER_REQUEST", 2)
+    server.answer = lambda request: (200, {"yolo": 4} if request.method == "GET" else {})
+    told: list[int] = []
+    suggestions = [Suggestion(7, 0.5, [{"type": "choices"}]), Suggestion(8, None, []), Suggestion(9, 1.0, [])]
+    assert client.replace_suggestions(3, "yolo", suggestions, told.append) == 4
+    asked = [(request.method, request.path) for request in server.seen]
+    route, bulk = "/api/projects/3/model-versions/", "/api/projects/3/import/predictions"
+    assert asked == [("GET", route), ("DELETE", route), ("POST", bulk), ("POST", bulk)]
+    assert server.seen[1].body == {"model_version": "yolo"}
+    assert server.seen[2].body == [
+        {"task": 7, "result": [{"type": "choices"}], "score": 0.5, "model_version": "yolo"},
+        {"task": 8, "result": [], "model_version": "yolo"},
+    ]
+    assert told == [2, 3]
+    server.seen.clear()
+    assert client.replace_suggestions(3, "new", [], told.append) == 0
+    assert [request.method for request in server.seen] == ["GET"]
+
+
+def test_an_export_comes_as_it_is(server: Server, client: LabelStudioClient) -> None:
+    """Not as JSON, for it may be a table; a refusal is one sentence as of any other route."""
+    server.always(200, b"a,b\n")
+    assert client.export(3, "CSV") == b"a,b\n"
+    (request,) = server.seen
+    assert (request.path, request.query) == (
+        "/api/projects/3/export",
+        {"exportType": "CSV", "download_all_tasks": "false"},
+    )
+    server.always(404, {"detail": "No Project matches the given query."})
+    with pytest.raises(ProjectNotFoundError, match="has no project 3"):
+        client.export(3, "CSV")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""Exports: a project's labels as a file, as Label Studio writes it or as simple as file name → list of classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.adapters.label_studio import LabelStudioClient
+from backend.choices import parse_labeling_config
+from backend.errors import LabelingConfigError, LabelStudioError
+from backend.formats.annotations import LabeledFiles, read_annotations, read_tasks
+from backend.formats.names import short_names
+from backend.formats.simple import simple_text
+
+OWN_FORMATS: Mapping[str, str] = {"json": "JSON", "json-min": "JSON_MIN", "csv": "CSV", "tsv": "TSV"}
+"""Formats of Label Studio's own, and what it calls them."""
+
+SIMPLE = "simple"
+"""File name → list of classes."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file's content, and of the simple format how many images have labels, were skipped, or have no answer."""
+
+    content: bytes
+    n_labeled: int | None = None
+    n_skipped: int | None = None
+    n_unanswered: int | None = None
+
+
+def export_project(
+    label_studio: LabelStudioClient,
+    project_id: int,
+    format_name: str,
+    *,
+    control: str | None = None,
+    image_field: str | None = None,
+) -> Exported:
+    """The labels of a project in one of `OWN_FORMATS` or `SIMPLE`.
+
+    For the simple one `control` and `image_field` are those of the labeling config, if it has one of each. Raises
+    ProjectNotFoundError, FileFormatError.
+    """
+    project = label_studio.project(project_id)
+    if format_name != SIMPLE:
+        return Exported(label_studio.export(project_id, OWN_FORMATS[format_name]))
+    try:
+        config = parse_labeling_config(project.label_config)
+    except LabelingConfigError:  # several controls; the answers may be of one only
+        pass
+    else:
+        control, image_field = control or config.from_name, image_field or config.image_field
+    content = label_studio.export(project_id, OWN_FORMATS["json"])
+    try:
+        tasks = json.loads(content)
+    except ValueError as exc:
+        raise LabelStudioError(f"the export of project {project_id} is no JSON; export it with --format json") from exc
+    return _simple(read_tasks(tasks, control=control, image_field=image_field))
+
+
+def export_file(path: Path, *, control: str | None = None, image_field: str | None = None) -> Exported:
+    """The labels of a file, or of a target storage's folder, in the simple format. Raises FileFormatError."""
+    return _simple(read_annotations(path, control=control, image_field=image_field))
+
+
+def _simple(found: LabeledFiles) -> Exported:
+    references = [*found.labels, *found.skipped, *found.unanswered]
+    # Of all of them, so that an image keeps its name when another is labeled.
+    names = short_names(references)
+    labels = {names[reference]: labels for reference, labels in found.labels.items()}
+    return Exported(simple_text(labels).encode(), len(labels), len(found.skipped), len(found.unanswered))
