@@ -112,26 +112,18 @@ def _choice(*names: str) -> Callable[[str], str]:
     return parse
 
 
-def _share(raw: str) -> float:
-    bound = "a share above 0 and below 1, such as 0.95"
-    try:
-        value = float(raw)
-    except ValueError:
-        raise ValueError(bound) from None
-    if not 0 < value < 1:
-        raise ValueError(bound)
-    return value
+def _share(*, with_ends: bool) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        bound = "a share from 0 to 1, such as 0.8" if with_ends else "a share above 0 and below 1, such as 0.95"
+        try:
+            value = float(raw)
+        except ValueError:
+            raise ValueError(bound) from None
+        if not (0 < value < 1 or (with_ends and value in (0, 1))):
+            raise ValueError(bound)
+        return value
 
-
-def _share_or_bound(raw: str) -> float:
-    bound = "a share from 0 to 1, such as 0.8"
-    try:
-        value = float(raw)
-    except ValueError:
-        raise ValueError(bound) from None
-    if not 0 <= value <= 1:
-        raise ValueError(bound)
-    return value
+    return parse
 
 
 def _switch(raw: str) -> bool:
@@ -205,10 +197,10 @@ class Settings:
         "tasks to measure accuracy on, never selected or trained on: ground_truth or data.FIELD=VALUE; empty: none",
     )
     target_accuracy: float = _setting(
-        _share, 0.95, "accuracy to reach, 0 to 1; the status says how many more labels that takes"
+        _share(with_ends=False), 0.95, "accuracy to reach, 0 to 1; the status says how many more labels that takes"
     )
     prelabel_from: float = _setting(
-        _share_or_bound,
+        _share(with_ends=True),
         0.8,
         "confidence, 0 to 1, from which an image's pre-label is shown, once it was tried on labels; 0: all, 1: none",
     )

@@ -405,32 +405,40 @@ def _says_more_than_we_do(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], RedisError))
 
 
-class FinetuningProcess:
-    """The process beside the worker; killed at any point it loses nothing but time."""
+class _ProcessBeside:
+    """A process beside the worker; killed at any point it loses nothing but time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._process: BaseProcess | None = None
 
-    def keep_alive(self) -> None:
-        """Starts it, or starts it again when it has died (out of memory, for example)."""
-        if self._process is not None and self._process.is_alive():
-            return
-        if self._process is not None:
-            logger.error("the fine-tuning process died, exit code %s; it is started again", self._process.exitcode)
-        # Not forked: a child must not inherit a CUDA context, nor thread pools that were in use.
-        spawn = multiprocessing.get_context("spawn")
-        process = spawn.Process(
-            target=work_on_finetuning, args=(self._settings,), name="active-learning-finetune", daemon=True
-        )
-        process.start()
-        self._process = process
-
     def stop(self) -> None:
-        """Ends it at once: to finish its job could take minutes."""
+        """Ends it at once, for to finish its job could take minutes; whoever works next begins that again."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
+
+    def _is_running(self) -> bool:
+        return self._process is not None and self._process.is_alive()
+
+    def _start(self, target: Callable[..., None], *arguments: object, name: str) -> None:
+        # Not forked: a child must not inherit a CUDA context, nor thread pools that were in use.
+        spawn = multiprocessing.get_context("spawn")
+        process = spawn.Process(target=target, args=arguments, name=name, daemon=True)
+        process.start()
+        self._process = process
+
+
+class FinetuningProcess(_ProcessBeside):
+    """The process that fine-tunes."""
+
+    def keep_alive(self) -> None:
+        """Starts it, or starts it again when it has died (out of memory, for example)."""
+        if self._is_running():
+            return
+        if self._process is not None:
+            logger.error("the fine-tuning process died, exit code %s; it is started again", self._process.exitcode)
+        self._start(work_on_finetuning, self._settings, name="active-learning-finetune")
 
 
 def work_on_finetuning(settings: Settings) -> None:
@@ -442,7 +450,7 @@ def work_on_finetuning(settings: Settings) -> None:
     _work(Services(settings), (FINETUNE_QUEUE,))
 
 
-class MapProcess:
+class MapProcess(_ProcessBeside):
     """The process that makes maps: of its own, for an optimisation of minutes would be in every label's way.
 
     It has one thread and takes what others leave of the processor, is started when a map is asked for, and ends when
@@ -452,27 +460,14 @@ class MapProcess:
     """
 
     def __init__(self, settings: Settings, worker: str) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self._worker = worker or uuid4().hex
-        self._process: BaseProcess | None = None
 
     def start_unless_running(self) -> None:
         """Starts it; one that is at work finds the new job by itself."""
-        if self._process is not None and self._process.is_alive():
-            return
-        spawn = multiprocessing.get_context("spawn")  # not forked, as that of fine-tuning
-        name = f"{self._worker}-map{uuid4().hex[:8]}"
-        process = spawn.Process(
-            target=work_on_maps, args=(self._settings, name), name="active-learning-map", daemon=True
-        )
-        process.start()
-        self._process = process
-
-    def stop(self) -> None:
-        """Ends it at once; the map is begun again by whoever works next."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        if not self._is_running():
+            name = f"{self._worker}-map{uuid4().hex[:8]}"
+            self._start(work_on_maps, self._settings, name, name="active-learning-map")
 
 
 def work_on_maps(settings: Settings, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import subprocess
 import time
@@ -141,3 +142,14 @@ def client(project: World) -> FlaskClient:
 def stranger(project: World) -> FlaskClient:
     """Without credentials."""
     return client_of(project, credentials=False)
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """Commands configure logging for their process; here it is put back."""
+    root, ours = logging.getLogger(), logging.getLogger("backend")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
