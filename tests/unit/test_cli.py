@@ -25,6 +25,7 @@ from typer.testing import CliRunner, Result
 
 from backend import cli
 from backend.addresses import forbidden_except
+from backend.cli_common import ON_FILES
 from backend.config import Settings, describe_settings
 from backend.errors import (
     BackendError,
@@ -109,7 +110,7 @@ ENDLESS = {"demo", "web", "worker"}
 def test_every_command_has_an_example_that_can_be_typed(name: str) -> None:
     """Its help shows at least one, and each is a command line that the parser takes."""
     command = COMMANDS[name]
-    assert command.rich_help_panel in (cli.TRY_IT, cli.SET_UP, cli.LABELING, cli.PLAN)
+    assert command.rich_help_panel in (cli.TRY_IT, cli.SET_UP, cli.LABELING, cli.PLAN, ON_FILES)
     lines = (command.epilog or "").split("\n\n")
     assert lines[0] == "For example:"
     shown = " ".join(run(name, "--help").output.split())
