@@ -178,7 +178,7 @@ def test_images_without_a_class_are_refused(names: list[str], reason: str) -> No
 
 
 def test_the_split_is_by_class_and_by_seed(tmp_path: Path) -> None:
-    """One in five of each, rounded up: of the original dataset 226 of 1,125; nothing is in both, and nothing is lost."""
+    """One in five of each, rounded up: of the original dataset 226 of 1,125; nothing is in both or lost."""
     sizes = {"cloudy": 300, "rain": 215, "shine": 253, "sunrise": 357}
     names = [f"{label}{n}.jpg" for label, size in sizes.items() for n in range(1, size + 1)]
     found = split(names, one_in=5, seed=3)
