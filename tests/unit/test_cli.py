@@ -183,7 +183,7 @@ def test_a_shell_can_complete_the_program_of_the_clone(tmp_path: Path) -> None:
         [sys.executable, str(program)],
         cwd=tmp_path, env={**environment, **begun}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.stdout.split() == ["settings", "status", "suspects", "simulate"]
+    assert done.stdout.split() == ["settings", "status", "suspects", "simulate", "split", "select", "storage"]
 
 
 def test_the_program_of_the_clone_finds_its_python_wherever_it_is_called_from(tmp_path: Path) -> None:
