@@ -12,6 +12,8 @@ from backend.logs import configure_logging
 SET_UP = "2. Set it up beside your Label Studio"
 LABELING = "3. While people label: how good is it, what looks wrong, which model"
 
+ON_FILES = "5. On files, without Label Studio"
+
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object, for programs.")]
 
 

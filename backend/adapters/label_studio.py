@@ -381,6 +381,30 @@ class LabelStudioClient:
         }
         return int(self._call("POST", "api/storages/localfiles/", body=body)["id"])
 
+    def change_local_storage(self, storage_id: int, **changes: Any) -> None:
+        """Changes settings of a local-files source storage by Label Studio's own names."""
+        self._call("PATCH", f"api/storages/localfiles/{storage_id}/", body=changes)
+
+    def save_local_target(self, project_id: int, title: str, path: str) -> int:
+        """A local-files target storage of the project that saves annotations to `path`, created unless it is there."""
+        for storage in self._call("GET", "api/storages/export/localfiles", params={"project": project_id}):
+            if storage["path"] == path:
+                return int(storage["id"])
+        body = {"project": project_id, "title": title, "path": path}
+        return int(self._call("POST", "api/storages/export/localfiles", body=body)["id"])
+
+    def sync_local_storage(self, storage_id: int, *, is_target: bool = False) -> Mapping[str, Any]:
+        """Begins to make tasks of a source storage's new files, or to save all annotations to a target storage.
+
+        The state afterwards, with `status`, `last_sync_count` and `traceback`: done, unless Label Studio has a Redis.
+        """
+        path = f"{_local_storages(is_target)}/{storage_id}/sync"
+        return dict(self._call("POST", path, expects=("status",), timeout_s=BULK_TIMEOUT_S))
+
+    def local_storage(self, storage_id: int, *, is_target: bool = False) -> Mapping[str, Any]:
+        """The state of a local-files storage, as of `sync_local_storage`."""
+        return dict(self._call("GET", f"{_local_storages(is_target)}/{storage_id}", expects=("status",)))
+
     # -- transport ------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -615,6 +639,10 @@ def _is_id(number: object) -> bool:
 
 def _id_of(item: object) -> object:
     return item.get("id") if isinstance(item, Mapping) else None
+
+
+def _local_storages(is_target: bool) -> str:
+    return "api/storages/export/localfiles" if is_target else "api/storages/localfiles"
 
 
 def _detail(text: str) -> str:

@@ -35,11 +35,11 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.errors import StorageError, VersionNotFoundError
+from backend.errors import FileFormatError, StorageError, VersionNotFoundError
 from backend.learning.features import FeatureSpace
 from backend.learning.head import Head
 from backend.schema import FinetuningRecord, MapSource, Pin, ValidationSplit, VersionRecord
-from backend.storage import Place, open_folder
+from backend.storage import LocalFolder, Place, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -496,6 +496,36 @@ def _arrays_digest(arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str])
 
 def _weights(project_id: int, fingerprint: str) -> str:
     return f"{int(project_id)}/backbones/{fingerprint}.safetensors"
+
+
+def save_head(path: Path, head: Head, facts: Mapping[str, str]) -> None:
+    """Writes a head to a file of its own, with the tensors of a version's `head.safetensors`; replaces what is there.
+
+    Its classes, its strength and `facts` stand in the file's metadata. Raises StorageError if that does not go.
+    """
+    from safetensors.numpy import save
+
+    own = {"classes": json.dumps(head.classes, ensure_ascii=False), "strength": repr(head.strength)}
+    LocalFolder(path.parent).write(path.name, save(_tensors(head), {**facts, **own}))
+
+
+def load_head(path: Path) -> tuple[Head, dict[str, str]]:
+    """The head and the facts that `save_head` wrote. Raises FileFormatError."""
+    from safetensors.numpy import load
+
+    try:
+        content = path.read_bytes()
+        tensors = load(content)
+        facts = dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"])
+        classes, strength = tuple(json.loads(facts.pop("classes"))), float(facts.pop("strength"))
+        if tensors["weights"].shape[0] != len(classes):
+            raise ValueError(f"it has weights of {tensors['weights'].shape[0]} classes and names of {len(classes)}")
+        space = FeatureSpace(tensors["scale"], tensors["centre"])
+        return Head(classes, tensors["weights"], tensors["bias"], space, strength), facts
+    except OSError as exc:
+        raise FileFormatError(f"{path} cannot be read ({exc.strerror}); name a file that is there") from exc
+    except Exception as exc:  # safetensors raises its own type for damaged files
+        raise FileFormatError(f"{path} is no model of this program ({exc}); train it again") from exc
 
 
 def _tensors(head: Head) -> dict[str, NDArray[np.float32]]:

@@ -24,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 from backend import cli
 from backend.addresses import forbidden_except
+from backend.cli_common import ON_FILES
 from backend.config import Settings, describe_settings
 from backend.errors import (
     BackendError,
@@ -99,7 +100,7 @@ ENDLESS = {"demo", "web", "worker"}
 def test_every_command_has_an_example_that_can_be_typed(name: str) -> None:
     """Its help shows at least one, and each is a command line that the parser takes."""
     command = COMMANDS[name]
-    assert command.rich_help_panel in (cli.TRY_IT, cli.SET_UP, cli.LABELING, cli.PLAN)
+    assert command.rich_help_panel in (cli.TRY_IT, cli.SET_UP, cli.LABELING, cli.PLAN, ON_FILES)
     lines = (command.epilog or "").split("\n\n")
     assert lines[0] == "For example:"
     shown = " ".join(run(name, "--help").output.split())
@@ -172,7 +173,7 @@ def test_a_shell_can_complete_the_program_of_the_clone(tmp_path: Path) -> None:
         [sys.executable, str(program)],
         cwd=tmp_path, env={**environment, **begun}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.stdout.split() == ["settings", "status", "suspects", "simulate"]
+    assert done.stdout.split() == ["settings", "status", "suspects", "simulate", "split", "select", "storage"]
 
 
 def test_the_program_of_the_clone_finds_its_python_wherever_it_is_called_from(tmp_path: Path) -> None:

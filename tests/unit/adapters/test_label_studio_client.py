@@ -490,6 +490,12 @@ ROUTES = [
     (lambda client: client.save_webhook(3, None, url="u"), "POST", "/api/webhooks/", {"project": 3, "url": "u"}),
     (lambda client: client.delete_webhook(6), "DELETE", "/api/webhooks/6/", None),
     (
+        lambda client: client.change_local_storage(8, regex_filter="x"),
+        "PATCH",
+        "/api/storages/localfiles/8/",
+        {"regex_filter": "x"},
+    ),
+    (
         lambda client: client.import_tasks(3, [{"data": {"image": "a"}}]),
         "POST",
         "/api/projects/3/import",
@@ -528,6 +534,24 @@ def test_a_local_storage_is_made_once(server: Server, client: LabelStudioClient)
     assert client.save_local_storage(3, "a", "/images/a", ".*") == 8
     assert client.save_local_storage(3, "b", "/images/b", ".*") == 9
     assert [request.method for request in server.seen] == ["GET", "GET", "POST"]
+
+
+def test_a_local_target_is_made_once_and_synchronised(server: Server, client: LabelStudioClient) -> None:
+    """At the routes of target storages, which are not those of sources."""
+    server.answer = lambda request: (
+        (200, [{"id": 8, "path": "/answers/a"}])
+        if request.method == "GET" and not request.path.endswith("/9")
+        else (201, {"id": 9, "status": "completed", "last_sync_count": 2})
+    )
+    assert client.save_local_target(3, "a", "/answers/a") == 8
+    assert client.save_local_target(3, "b", "/answers/b") == 9
+    assert client.sync_local_storage(9, is_target=True)["last_sync_count"] == 2
+    assert client.local_storage(9)["status"] == "completed"
+    targets = "/api/storages/export/localfiles"
+    assert [(request.method, request.path.partition("?")[0]) for request in server.seen] == [
+        ("GET", targets), ("GET", targets), ("POST", targets), ("POST", f"{targets}/9/sync"),
+        ("GET", "/api/storages/localfiles/9"),
+    ]  # fmt: skip
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
