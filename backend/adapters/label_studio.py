@@ -43,6 +43,9 @@ SUGGESTIONS_PER_REQUEST = 1000
 UNCERTAINTY_SAMPLING = "Uncertainty sampling"
 """The value of `project.sampling` that orders the queue by prediction score."""
 
+SEQUENTIAL_SAMPLING = "Sequential sampling"
+"""The value that goes by the tasks' numbers, whatever they score."""
+
 WEBHOOK_ACTIONS = (
     "ANNOTATION_CREATED",
     "ANNOTATIONS_CREATED",
@@ -283,7 +286,7 @@ class LabelStudioClient:
             {
                 "task": entry.task_id,
                 "result": list(entry.result),
-                "score": entry.queue_score,
+                "score": entry.shown_score,
                 "model_version": version,
             }
             for entry in entries

@@ -233,7 +233,7 @@ class FakeLabelStudio:
         if unknown:
             raise LabelStudioError(f"POST …/import/predictions answered 400: invalid task ID {unknown}", status=400)
         kept.predictions += [
-            {"task": entry.task_id, "score": entry.queue_score, "result": list(entry.result), "model_version": version}
+            {"task": entry.task_id, "score": entry.shown_score, "result": list(entry.result), "model_version": version}
             for entry in entries
         ]
 
