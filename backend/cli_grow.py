@@ -1,0 +1,163 @@
+"""Commands for images that come later: label new ones with the model, and add those that arrive to a project."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from backend.cli_common import LABELING, AsJson, example, settings_of
+from backend.errors import UsageError
+from backend.progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backend.loop.apply import NewImage, Predictions
+    from backend.services import Services
+
+SHOWN = 10
+"""As many unreadable images are listed on a terminal; --json has all."""
+
+
+class SheetOrder(StrEnum):
+    """In which order a contact sheet shows images."""
+
+    UNCERTAIN = "uncertain"
+    CLASS = "class"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds these commands."""
+    app.command(
+        rich_help_panel=LABELING,
+        epilog=example(
+            "python -m backend predict new-photos/ --project 3 --csv labels.csv --sheet sheet.png",
+            "python -m backend predict a.jpg b.jpg --project 3 --json",
+            "python -m backend predict s3://bucket/photos --model v0012-60-labels/ --csv out.csv",
+        ),
+    )(predict)
+
+
+def predict(
+    context: typer.Context,
+    images: Annotated[
+        list[str], typer.Argument(metavar="FOLDER|ADDRESS|FILE…", help="Folders, addresses such as s3://b/p, or files.")
+    ],
+    project: Annotated[int | None, typer.Option(help="Project whose published version labels them.")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="Another version of the project: its name, or number such as v0012.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE|FOLDER", help="In place of a project: a version's folder, or its head.")
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Where to write file,label,score.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to draw a contact sheet: .png, .jpg or .webp.")
+    ] = None,
+    sheet_order: Annotated[
+        SheetOrder, typer.Option(help="The least sure first, or class after class with as many of each.")
+    ] = SheetOrder.UNCERTAIN,
+    sheet_images: Annotated[int, typer.Option(min=1, max=2000, help="Images on the sheet, at most.")] = 96,
+    name_filter: Annotated[
+        str | None,
+        typer.Option(
+            "--filter", metavar="REGEX", help="Which files of folders and addresses, such as '.*png'; default: images."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label new images that no project has, with a version's head; neither Label Studio nor Redis is asked."""
+    from backend.loop.apply import (
+        backbone_of,
+        check_sheet_file,
+        model_of_file,
+        model_of_project,
+        predict_images,
+        write_sheet,
+    )
+    from backend.services import Services
+
+    if (project is None) == (model is None):
+        raise UsageError("give either --project ID, whose published version is used, or --model FILE")
+    if version is not None and project is None:
+        raise UsageError("--version goes with --project; --model is one version already")
+    for option, file in (("--csv", csv_file), ("--sheet", sheet)):
+        if file is not None and not file.parent.is_dir():
+            raise UsageError(f"{option} {file}: there is no folder {file.parent}; make it first")
+    if sheet is not None:
+        check_sheet_file(sheet)
+    settings = settings_of(context, quiet=True)
+    services = Services(settings)
+    wanted = _new_images(services, images, name_filter)
+    if project is not None:
+        kept = services.versions.find(project, version) if version else None
+        chosen = model_of_project(services.registry, project, kept)
+    else:
+        assert model is not None
+        chosen = model_of_file(model)
+    backbone = backbone_of(chosen, services.backbone())
+    with progress() as advance:
+        found = predict_images(
+            chosen,
+            backbone,
+            wanted,
+            lambda done, total: advance("labeling", done, total),
+            max_image_pixels=settings.max_image_pixels,
+        )
+    if csv_file is not None:
+        from backend.formats.simple import write_whole
+
+        write_whole(csv_file, found.csv().encode())
+    if sheet is not None:
+        write_sheet(found, sheet, by_class=sheet_order is SheetOrder.CLASS, n_images=sheet_images)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        return
+    for line in _told(found, listed=csv_file is None):
+        typer.echo(line)
+
+
+def _new_images(services: Services, given: Sequence[str], name_filter: str | None) -> list[NewImage]:
+    """Every image of the folders, addresses and files, each once, in the order given."""
+    from backend.loop.image_files import place_of
+
+    found: dict[str, NewImage] = {}
+    for text in given:
+        path = Path(text).expanduser()
+        if "://" not in text and not path.is_dir():
+            if not path.is_file():
+                raise UsageError(
+                    f"{text} is neither a folder nor a file; give one that is there, or s3://bucket/prefix"
+                )
+            source = services.image_source(path.parent)
+            names = [path.name]
+        else:
+            source = services.image_source(place_of("the argument", text), name_filter)
+            names = source.names()
+        found.update({source.reference(name): (source, name) for name in names})
+    return list(found.values())
+
+
+def _told(found: Predictions, *, listed: bool) -> list[str]:
+    """Each image where no file has them, then how many of each class, then what cannot be read."""
+    lines = []
+    if listed:
+        width = max(map(len, found.classes))
+        lines = [
+            f"{label:<{width}}  {confidence:.3f}  {name}"
+            for name, label, confidence in zip(found.names, found.labels, found.confidences, strict=True)
+        ]
+    counts = ", ".join(f"{label} {n}" for label, n in found.counts.items())
+    lines.append(f"{len(found.names)} images labeled by {found.version}: {counts}")
+    if found.failures:
+        lines.append(f"{len(found.failures)} cannot be read:")
+        lines += [f"  {reason}" for reason in list(found.failures.values())[:SHOWN]]
+        if len(found.failures) > SHOWN:
+            lines.append(f"  and {len(found.failures) - SHOWN} more (--json lists all)")
+    return lines
