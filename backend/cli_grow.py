@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backend.cli_common import LABELING, AsJson, example, settings_of
-from backend.errors import UsageError
+from backend.cli_common import LABELING, SET_UP, AsJson, example, settings_of
+from backend.errors import LabelStudioUnreachableError, StorageError, UsageError
 from backend.progress import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from backend.config import Settings
     from backend.loop.apply import NewImage, Predictions
+    from backend.loop.growing import Addition
     from backend.services import Services
 
 SHOWN = 10
 """As many unreadable images are listed on a terminal; --json has all."""
+
+
+EVERY_S, EVERY_S_OF_ADDRESSES = 10.0, 600.0
+"""Pause between two looks into a folder, and at addresses."""
+
+LEAST_EVERY_S = 10.0
+"""Addresses belong to somebody, who pays for each look."""
 
 
 class SheetOrder(StrEnum):
@@ -40,6 +52,14 @@ def register(app: typer.Typer) -> None:
             "python -m backend predict s3://bucket/photos --model v0012-60-labels/ --csv out.csv",
         ),
     )(predict)
+    app.command(
+        rich_help_panel=SET_UP,
+        epilog=example(
+            "python -m backend watch 3 /data/incoming --filter '.*png'",
+            "python -m backend watch 3 s3://bucket/photos --every 300",
+            "python -m backend watch 3 --urls webcams.txt --every 600",
+        ),
+    )(watch)
 
 
 def predict(
@@ -121,6 +141,108 @@ def predict(
         return
     for line in _told(found, listed=csv_file is None):
         typer.echo(line)
+
+
+def watch(
+    context: typer.Context,
+    project: Annotated[int, typer.Argument(help="Project id.")],
+    folder: Annotated[
+        str | None, typer.Argument(metavar="FOLDER|ADDRESS", help="Where images arrive; or --urls FILE.")
+    ] = None,
+    urls: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Addresses, one a line; {time:%Y%m%d-%H%M} is the time of the look in UTC."),
+    ] = None,
+    every: Annotated[
+        float | None, typer.Option(min=1, help="Seconds between two looks. Default: 10; of addresses 600.")
+    ] = None,
+    name_filter: Annotated[
+        str | None, typer.Option("--filter", metavar="REGEX", help="Which files, such as '.*png'; default: images.")
+    ] = None,
+    only_new: Annotated[
+        bool, typer.Option("--only-new", help="Leave what lies in the folder at the first start.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end, for a timer of your own.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Add images to a project as they arrive; each once, also after a restart. Ctrl-C ends it.
+
+    A folder that is a local storage of the project is synced, files of others and pictures from addresses are uploaded.
+    The service embeds and queues them as they come.
+    """
+    from backend.loop.growing import SETTLED_S
+    from backend.services import Services
+
+    if (folder is None) == (urls is None):
+        raise UsageError("give either a folder (or address such as s3://bucket/prefix), or --urls FILE")
+    if only_new and folder is None:
+        raise UsageError("--only-new goes with a folder; at an address the picture of now is the first")
+    if urls is not None and every is not None and every < LEAST_EVERY_S and not once:
+        raise UsageError(f"--every {every:g} is too often for addresses; give {LEAST_EVERY_S:g} seconds or more")
+    settings = settings_of(context, quiet=True)
+    pause_s = every or (EVERY_S if urls is None else EVERY_S_OF_ADDRESSES)
+    look, unsettled = _looks(Services(settings), settings, project, folder, urls, name_filter, only_new)
+    n_looks = 0
+    while True:
+        try:
+            for addition in look():
+                typer.echo(json.dumps(asdict(addition), ensure_ascii=False) if as_json else str(addition))
+        except (LabelStudioUnreachableError, StorageError) as exc:
+            if n_looks == 0:
+                raise
+            typer.echo(f"note: {exc}; tried again in {pause_s:g} s", err=True)
+        n_looks += 1
+        if once and (n_looks > 1 or not unsettled()):
+            return
+        time.sleep(SETTLED_S if once else pause_s)
+
+
+def _looks(
+    services: Services,
+    settings: Settings,
+    project: int,
+    folder: str | None,
+    urls: Path | None,
+    name_filter: str | None,
+    only_new: bool,
+) -> tuple[Callable[[], Iterator[Addition]], Callable[[], bool]]:
+    """What one look is, and whether it left a file that was being written."""
+    from backend.adapters.polite_fetch import PoliteFetcher
+    from backend.loop.growing import AddressArrivals, FolderArrivals, Grower, read_addresses, storage_of
+    from backend.loop.image_files import place_of
+
+    home = services.registry.project_directory(project)
+    if not isinstance(home, Path):
+        raise UsageError(f"DATA_DIR is {settings.data_dir}; watch keeps its notes in a folder, so give it one on disk")
+    if urls is not None:
+        addresses = read_addresses(urls, name_filter)
+        key = f"urls {urls.absolute()}"
+    else:
+        assert folder is not None
+        place = place_of("the argument", folder)
+        place = place.absolute() if isinstance(place, Path) else place
+        key = f"folder {place}"
+    grower = Grower(
+        label_studio=services.label_studio,
+        project_id=project,
+        notes_file=home / f"watch-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json",
+        max_image_pixels=settings.max_image_pixels,
+    )
+    if urls is not None:
+        fetcher = PoliteFetcher(
+            timeout_s=settings.image_timeout_s,
+            max_image_bytes=settings.max_image_bytes,
+            allow_private=settings.allow_private_addresses,
+        )
+        pictures = AddressArrivals(addresses, fetcher)
+        return lambda: grower.add_arrivals(pictures, key), lambda: False
+    files = FolderArrivals(services.image_source(place, name_filter))
+    if only_new:
+        grower.leave_present(files, key)
+    storage = storage_of(services.label_studio.local_storages(project), place) if isinstance(place, Path) else None
+    if storage is not None:
+        return lambda: grower.sync_storage(storage, files, key), lambda: files.n_unsettled > 0
+    return lambda: grower.add_arrivals(files, key), lambda: files.n_unsettled > 0
 
 
 def _new_images(services: Services, given: Sequence[str], name_filter: str | None) -> list[NewImage]:

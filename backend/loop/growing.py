@@ -66,16 +66,21 @@ class FolderArrivals:
         self._source = source
         self._now = now
         self._sizes: dict[str, str] = {}
+        self.n_unsettled = 0
+        """Files that the last look left for the next."""
 
     def settled(self, stamps: Mapping[str, str]) -> list[ImageFile]:
         """New or changed files that have the size and time of the last look, or have not changed for a while."""
         files = self._source.files()
         before, self._sizes = self._sizes, {file.name: file.stamp for file in files}
-        return [
-            file
-            for file in files
-            if stamps.get(file.name) != file.stamp and (self._is_old(file) or before.get(file.name) == file.stamp)
-        ]
+        changed = [file for file in files if stamps.get(file.name) != file.stamp]
+        found = [file for file in changed if self._is_old(file) or before.get(file.name) == file.stamp]
+        self.n_unsettled = len(changed) - len(found)
+        return found
+
+    def files(self) -> list[ImageFile]:
+        """All images there are, settled or not."""
+        return self._source.files()
 
     def look(self, notes: dict[str, Any]) -> Iterator[tuple[str, bytes | ImageError]]:
         """See `Arrivals`; the notes are stamps by name. One that cannot be read now is tried again when it changes."""
@@ -85,14 +90,15 @@ class FolderArrivals:
             except ImageError as exc:
                 found = exc
             yield self._source.reference(file.name), found
-            notes[file.name] = file.stamp
+            if not (isinstance(found, ImageError) and found.transient):
+                notes[file.name] = file.stamp
 
     def _is_old(self, file: ImageFile) -> bool:
         place = self._source.place
         if not isinstance(place, Path):
             return True  # an object is there whole or not at all
         try:
-            return self._now() - os.stat(place / file.name).st_mtime >= SETTLED_S
+            return self._now() - (place / file.name).stat().st_mtime >= SETTLED_S
         except OSError:
             return False
 
@@ -202,6 +208,15 @@ class Grower:
         finally:
             self._keep_notes()
 
+    def leave_present(self, arrivals: FolderArrivals, key: str) -> int:
+        """What lies in a folder that was never watched is not added, only what comes later; how many files that is."""
+        if key in self._notes["sources"]:
+            return 0
+        stamps = {file.name: file.stamp for file in arrivals.files()}
+        self._notes["sources"][key] = stamps
+        self._keep_notes()
+        return len(stamps)
+
     def sync_storage(self, storage_id: int, arrivals: FolderArrivals, key: str) -> Iterator[Addition]:
         """Lets Label Studio sync its own storage when a file came; a line for each task that this made."""
         stamps = self._notes["sources"].setdefault(key, {})
@@ -224,6 +239,7 @@ class Grower:
         try:
             decode(content, max_image_pixels=self._max_image_pixels)
         except ImageError as exc:
+            self._known.add(digest)  # said once
             return Addition("left out", source, str(exc))
         name = _upload_name(source, content)
         reference = self._label_studio.upload_image(self._project_id, name, content)
