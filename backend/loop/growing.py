@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 SETTLED_S = 2.0
 """A file that was changed more recently is being written, perhaps; it is looked at again in the next round."""
 
+MOST_WAITS = 6
+"""Looks for which a storage is not synced because a file in it is being written; then it is all the same."""
+
 SOURCE_FIELD, DIGEST_FIELD, FETCHED_FIELD = "source", "sha256", "fetched_at"
 """Fields of the data of tasks that are added: where the image came from, of which bytes it is, since when."""
 
@@ -188,6 +191,7 @@ class Grower:
         self._notes_file = notes_file
         self._max_image_pixels = max_image_pixels
         self._now = now
+        self._n_waited = 0
         self._image_field = parse_labeling_config(label_studio.project(project_id).label_config).image_field
         self._notes = self._read_notes()
         self._known: set[str] = {*self._notes["added"]}
@@ -223,6 +227,11 @@ class Grower:
         settled = arrivals.settled(stamps)
         if not settled:
             return
+        # Label Studio takes every file that lies there, half ones too: those are waited for, though not for ever.
+        self._n_waited += 1
+        if arrivals.n_unsettled and self._n_waited <= MOST_WAITS:
+            return
+        self._n_waited = 0
         last = self._newest_task()
         self._label_studio.sync_local_storage(storage_id)
         stamps.update({file.name: file.stamp for file in settled})

@@ -155,6 +155,22 @@ def test_a_local_storage_is_synced(project: World, incoming: Path, tmp_path: Pat
     assert kept.uploads == {}
 
 
+def test_a_storage_is_not_synced_while_a_file_is_written(project: World, incoming: Path, tmp_path: Path) -> None:
+    """Label Studio would take the half of it; after six looks it is synced all the same."""
+    project.label_studio[1].storages[7] = incoming
+    put(incoming, "a.png", png(255, 0, 0))
+    put(incoming, "b.png", png(0, 255, 0), age_s=0)
+    made, source = grower(project, tmp_path), arrivals(incoming)
+    assert list(made.sync_storage(7, source, "folder x")) == []
+    assert len(list(made.sync_storage(7, source, "folder x"))) == 2
+    put(incoming, "c.png", png(0, 0, 255))
+    for n_looks in range(6):
+        put(incoming, "d.png", png(0, 0, n_looks), age_s=-n_looks)
+        assert list(made.sync_storage(7, source, "folder x")) == []
+    put(incoming, "d.png", png(0, 0, 9), age_s=-9)
+    assert len(list(made.sync_storage(7, source, "folder x"))) == 2
+
+
 class Camera:
     """Pictures as they come, one look after the other."""
 
