@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from backend import cli_files, cli_formats
+from backend import cli_files, cli_formats, cli_grow
 from backend.cli_common import LABELING, SET_UP, AsJson, example
 from backend.cli_common import settings_of as _settings
 from backend.config import describe_settings
@@ -472,6 +472,7 @@ def simulate(
 
 cli_formats.register(app)
 cli_files.register(app)
+cli_grow.register(app)
 
 
 def main() -> None:

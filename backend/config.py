@@ -35,6 +35,9 @@ ACQUISITIONS = (
 )
 """Choices of ACQUISITION: the names of `learning.later_rounds.LATER_ROUND_STRATEGIES`, then the above."""
 
+SCORE_ORDERS = ("ascending", "descending")
+"""Choices of SCORE_ORDER: from which end of the scores that Label Studio shows the queue begins."""
+
 
 def _text(raw: str) -> str:
     return raw
@@ -191,6 +194,12 @@ class Settings:
         _whole(20), 300, "labels from which TRAIN=finetune fine-tunes; again whenever they have doubled"
     )
     window_size: int = _setting(_whole(1, 10_000), 30, "tasks that carry the newest version's queue score at any time")
+    score_order: str = _setting(
+        _choice(*SCORE_ORDERS),
+        "ascending",
+        "which scores come first: ascending, the lowest, as Label Studio's sampling by uncertainty takes them; "
+        "descending, the highest, for those who sort the Data Manager and label tasks as displayed",
+    )
     validation_filter: ValidationFilter | None = _setting(
         ValidationFilter.parse,
         None,

@@ -389,7 +389,12 @@ def _predictions() -> Schema:
     prediction = _object(
         {
             "result": _list({"type": "object"}),
-            "score": {"type": "number", "minimum": 0, "maximum": 1, "description": "Queue score: 0 = label first."},
+            "score": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": 1,
+                "description": "Queue score: 0 = label first; 1 with SCORE_ORDER=descending.",
+            },
             "model_version": _TEXT,
         },
         "result",

@@ -174,10 +174,13 @@ class ValidationSplit:
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """One task of the window: what Label Studio is told about it."""
+    """One task of the window: what Label Studio is told about it.
+
+    shown_score: what it sorts by, the first to be labeled lowest, or highest with SCORE_ORDER=descending.
+    """
 
     task_id: int
-    queue_score: float
+    shown_score: float
     result: Sequence[Mapping[str, Any]]
 
 
@@ -287,6 +290,7 @@ class VersionRecord:
     predicted_by_class: Mapping[str, int] | None = None  # how many images still to label are predicted to be of each
     random_order: Mapping[str, Any] | None = None  # what as many labels asked for at random would be worth
     reasons: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → why it is in the window
+    score_order: str = "ascending"  # which of the scores pushed come first; a record of an earlier release: the lowest
     last_answer_at: str | None = None  # when the newest answer it knows was given or changed, by Label Studio's clock
 
     EVALUATION: ClassVar[frozenset[str]] = frozenset(

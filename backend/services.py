@@ -232,7 +232,7 @@ class Services:
     @cached_property
     def predictor(self) -> Predictor:
         """Use case: answer /predict."""
-        return Predictor(registry=self.registry, embedder=self.embedder)
+        return Predictor(registry=self.registry, embedder=self.embedder, score_order=self.settings.score_order)
 
     @cached_property
     def reconciler(self) -> Reconciler:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mimetypes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,9 @@ SUGGESTIONS_PER_REQUEST = 1000
 
 UNCERTAINTY_SAMPLING = "Uncertainty sampling"
 """The value of `project.sampling` that orders the queue by prediction score."""
+
+SEQUENTIAL_SAMPLING = "Sequential sampling"
+"""The value that goes by the tasks' numbers, whatever they score."""
 
 WEBHOOK_ACTIONS = (
     "ANNOTATION_CREATED",
@@ -256,6 +260,22 @@ class LabelStudioClient:
         """Adds tasks, each `{"data": {field: reference}}`."""
         self._call("POST", f"api/projects/{project_id}/import", body=list(tasks), params={"return_task_ids": "false"})
 
+    def upload_image(self, project_id: int, name: str, content: bytes) -> str:
+        """Keeps an image in the project's uploads, without a task for it; the reference that a task's data may hold."""
+        path = f"api/projects/{project_id}/import"
+        files = {"file": (name, content, mimetypes.guess_type(name)[0] or "application/octet-stream")}
+        answer = self._ask("POST", path, params={"commit_to_project": "false"}, files=files).json()
+        kept = answer.get("file_upload_ids") if isinstance(answer, dict) else None
+        if not kept:
+            raise self._not_label_studio(f"POST {path} answered without 'file_upload_ids'")
+        params = {"ids": json.dumps(kept)}
+        for item in self._call("GET", f"api/projects/{project_id}/file-uploads", params=params):
+            if item["id"] == kept[0]:
+                return f"/data/{item['file']}"
+        raise LabelStudioError(
+            f"Label Studio took {name!r} and does not find it again; look at its media folder and log, then try again"
+        )
+
     def _page(self, project_id: int, params: Mapping[str, str | int]) -> Mapping[str, Any]:
         """A page of the project's tasks, references unresolved."""
         shared = {"project": project_id, "page_size": TASKS_PER_PAGE, "resolve_uri": "false"}
@@ -283,7 +303,7 @@ class LabelStudioClient:
             {
                 "task": entry.task_id,
                 "result": list(entry.result),
-                "score": entry.queue_score,
+                "score": entry.shown_score,
                 "model_version": version,
             }
             for entry in entries
@@ -366,9 +386,14 @@ class LabelStudioClient:
         """Deletes a webhook."""
         self._call("DELETE", f"api/webhooks/{webhook_id}/")
 
+    def local_storages(self, project_id: int) -> list[Mapping[str, Any]]:
+        """The project's source storages of local files, each with `id`, `path` and `title`."""
+        answer: list[Mapping[str, Any]] = self._call("GET", "api/storages/localfiles/", params={"project": project_id})
+        return answer
+
     def save_local_storage(self, project_id: int, title: str, path: str, regex_filter: str) -> int:
         """A local-files source storage of the project for `path`, created unless it is there; its id."""
-        for storage in self._call("GET", "api/storages/localfiles/", params={"project": project_id}):
+        for storage in self.local_storages(project_id):
             if storage["path"] == path:
                 return int(storage["id"])
         body = {
@@ -462,6 +487,7 @@ class LabelStudioClient:
         *,
         params: Mapping[str, Any] | None = None,
         body: Any = None,
+        files: Mapping[str, tuple[str, bytes, str]] | None = None,
         timeout_s: float | None = None,
     ) -> httpx.Response:
         """The answer to one request, if it is none of refusal."""
@@ -478,6 +504,7 @@ class LabelStudioClient:
                     method=method,
                     params=dict(params) if params else None,
                     json=body,
+                    files=dict(files) if files else None,
                     request_options=options,
                 )
             except Exception as exc:

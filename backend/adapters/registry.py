@@ -347,8 +347,6 @@ class Registry:
 
     def head(self, record: VersionRecord) -> Head | None:
         """The version's head; None for a version made before two classes were known. Raises VersionNotFoundError."""
-        from safetensors.numpy import load
-
         if record.kind == "seed":
             return None
         folder = _version_folder(record.project_id, record.version)
@@ -360,11 +358,7 @@ class Registry:
             digest = (self._read_json(f"{folder}/record.json") or {}).get(_HEAD_DIGEST)
             if digest not in (None, hashlib.sha256(content).hexdigest()):  # None: of a release that kept none
                 raise ValueError("its content is not what was saved")
-            tensors = load(content)
-            space = FeatureSpace(tensors["scale"], tensors["centre"])
-            return Head(
-                tuple(record.classes), tensors["weights"], tensors["bias"], space, float(record.strength or 0.0)
-            )
+            return head_of_bytes(record, content)
         except StorageError:
             raise
         except Exception as exc:  # safetensors raises its own type for damaged files
@@ -526,6 +520,15 @@ def load_head(path: Path) -> tuple[Head, dict[str, str]]:
         raise FileFormatError(f"{path} cannot be read ({exc.strerror}); name a file that is there") from exc
     except Exception as exc:  # safetensors raises its own type for damaged files
         raise FileFormatError(f"{path} is no model of this program ({exc}); train it again") from exc
+
+
+def head_of_bytes(record: VersionRecord, content: bytes) -> Head:
+    """The head in a version's file. Raises what safetensors raises, and KeyError, for a damaged one."""
+    from safetensors.numpy import load
+
+    tensors = load(content)
+    space = FeatureSpace(tensors["scale"], tensors["centre"])
+    return Head(tuple(record.classes), tensors["weights"], tensors["bias"], space, float(record.strength or 0.0))
 
 
 def _tensors(head: Head) -> dict[str, NDArray[np.float32]]:

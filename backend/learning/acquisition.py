@@ -71,6 +71,15 @@ def queue_score(utilities: ArrayLike) -> Floats:
     return _clipped(1 - np.asarray(utilities, dtype=np.float64))
 
 
+def shown_score(queue_score: float, order: str) -> float:
+    """The score that Label Studio is given for a queue score (0..1, 0 = label first).
+
+    `order` is "ascending", and it is the same, or "descending", and the first to be labeled has the highest: so people
+    see it who sort the Data Manager by falling prediction score. Double precision keeps steps of 1e-9 either way.
+    """
+    return 1.0 - queue_score if order == "descending" else queue_score
+
+
 def _checked(probabilities: ArrayLike) -> Floats:
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 2 or p.shape[1] == 0:

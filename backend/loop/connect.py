@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.adapters.jobs import Jobs
-from backend.adapters.label_studio import UNCERTAINTY_SAMPLING, WEBHOOK_ACTIONS, LabelStudioClient
+from backend.adapters.label_studio import SEQUENTIAL_SAMPLING, UNCERTAINTY_SAMPLING, WEBHOOK_ACTIONS, LabelStudioClient
 from backend.adapters.registry import Registry
 from backend.addresses import same_address
 from backend.choices import parse_labeling_config
@@ -69,13 +69,17 @@ class Connector:
         register_project(self._registry, project)
         steps = [self._connect_backend(project_id), self._connect_webhook(project_id)]
         changes: dict[str, Any] = {}
-        if project.sampling != UNCERTAINTY_SAMPLING:
-            changes["sampling"] = UNCERTAINTY_SAMPLING
+        sampling = wanted_sampling(self._settings.score_order)
+        if project.sampling != sampling:
+            changes["sampling"] = sampling
         if not project.show_collab_predictions:
             changes["show_collab_predictions"] = True
         if changes:
             self._label_studio.update_project(project_id, **changes)
-        steps.append("task sampling: by uncertainty" + (" (set now)" if "sampling" in changes else ""))
+        told = "by uncertainty"
+        if sampling == SEQUENTIAL_SAMPLING:
+            told = "sequential; sort the Data Manager by falling prediction score and label tasks as displayed"
+        steps.append(f"task sampling: {told}" + (" (set now)" if "sampling" in changes else ""))
         steps.append("pre-labels: shown" + (" (set now)" if "show_collab_predictions" in changes else ""))
         steps.append(self._restore_version(project_id))
         self._jobs.set_note(project_id, MARK, None)  # whatever was seen before: everything is compared
@@ -143,6 +147,15 @@ class Connector:
             self._jobs.request_retrain(project_id, forced=True)
             return "queue: a new version is made, for Label Studio holds no predictions of the published one"
         return f"queue: ordered by {published}"
+
+
+def wanted_sampling(score_order: str) -> str:
+    """The project's task sampling that goes with SCORE_ORDER.
+
+    Sampling by uncertainty hands out the lowest score first, and nothing else: where the highest is to come first it
+    would begin at the end of the window, so people there go by the Data Manager's own order.
+    """
+    return SEQUENTIAL_SAMPLING if score_order == "descending" else UNCERTAINTY_SAMPLING
 
 
 def webhook_faults(webhook: Mapping[str, Any], headers: Mapping[str, str]) -> list[str]:

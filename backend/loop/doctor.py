@@ -21,6 +21,7 @@ from backend.loop.connect import (
     PROJECT_HEADER,
     SECRET_HEADER,
     explain_refusal,
+    wanted_sampling,
     webhook_faults,
 )
 from backend.loop.retries import Retries
@@ -199,12 +200,7 @@ class Doctor:
         yield Check(f"{label}labeling config", True, f"{len(config.labels)} labels, image in ${config.image_field}")
         yield self._connection(label, project_id)
         yield self._webhook(label, project_id)
-        yield Check(
-            f"{label}sampling",
-            project.sampling == UNCERTAINTY_SAMPLING,
-            project.sampling,
-            None if project.sampling == UNCERTAINTY_SAMPLING else f"run: python -m backend connect {project_id}",
-        )
+        yield self._sampling(label, project)
         if not project.show_collab_predictions:
             yield Check(
                 f"{label}pre-labels",
@@ -384,6 +380,17 @@ class Doctor:
                 "(imported annotations are ground truth unless they say false)"
             )
         yield Check(name, True, found, cure, warning=cure is not None)
+
+    def _sampling(self, label: str, project: Project) -> Check:
+        """Whether the next task that Label Studio hands out is one that comes first by SCORE_ORDER."""
+        wanted, order = wanted_sampling(self._settings.score_order), self._settings.score_order
+        cure = f"run: python -m backend connect {project.id}"
+        if project.sampling == wanted:
+            return Check(f"{label}sampling", True, project.sampling)
+        found = project.sampling
+        if project.sampling == UNCERTAINTY_SAMPLING:
+            found += f", which takes the lowest score first, but with SCORE_ORDER={order} the highest is to come first"
+        return Check(f"{label}sampling", False, found, cure)
 
 
 def _values_found(wanted: ValidationFilter, tasks: Sequence[Task]) -> str:

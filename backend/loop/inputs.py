@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
@@ -158,11 +159,13 @@ class InputReader:
             for annotation in item.annotations
         )
         settings = self._settings
-        facts = [
+        facts: list[Any] = [
             project.label_config, annotations, backbone.fingerprint,
             settings.seed_strategy, settings.seed_size, settings.acquisition, settings.window_size,
             settings.random_state, str(settings.validation_filter), sorted(labels.reserved), settings.target_accuracy,
         ]  # fmt: skip
+        if settings.score_order != "ascending":  # only then: versions made before there was a choice stay as they are
+            facts.append(settings.score_order)
         digest = hashlib.sha256(json.dumps(facts).encode())
         digest.update(table.digest.encode())
         return digest.hexdigest()[:32]

@@ -68,19 +68,26 @@ def save_storages(
     with _explained(folder):
         source_id = label_studio.save_local_storage(project.id, folder.name, str(folder), name_filter)
         label_studio.change_local_storage(source_id, regex_filter=name_filter, recursive_scan=True)
-        n_new = _synced(label_studio, source_id, is_target=False, pause=pause)
+        n_new = synchronise(label_studio, source_id, pause=pause)
     if target is None:
         return Storages(source_id, n_new, None, None)
     with _explained(target):
         target_id = label_studio.save_local_target(project.id, target.name, str(target))
-        n_saved = _synced(label_studio, target_id, is_target=True, pause=pause)
+        n_saved = synchronise(label_studio, target_id, is_target=True, pause=pause)
     return Storages(source_id, n_new, target_id, n_saved)
 
 
-def _synced(
-    label_studio: LabelStudioClient, storage_id: int, *, is_target: bool, pause: Callable[[float], None]
+def synchronise(
+    label_studio: LabelStudioClient,
+    storage_id: int,
+    *,
+    is_target: bool = False,
+    pause: Callable[[float], None] = time.sleep,
 ) -> int:
-    """How many tasks were made or annotations saved."""
+    """Synchronises a storage and waits for its end: how many tasks were made, or annotations saved.
+
+    Raises LabelStudioError when Label Studio fails at it, ProjectNotReadyError when the end does not come.
+    """
     state: Mapping[str, Any] = label_studio.sync_local_storage(storage_id, is_target=is_target)
     waited_s = 0.0
     while state["status"] in ("queued", "in_progress"):

@@ -16,7 +16,7 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, prediction_result
 from backend.errors import BackendError
-from backend.learning.acquisition import ACQUISITION_FUNCTIONS, margin, queue_score
+from backend.learning.acquisition import ACQUISITION_FUNCTIONS, margin, queue_score, shown_score
 from backend.learning.head import Head
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.prelabels import is_shown
@@ -71,9 +71,11 @@ def scores_of(classes: Sequence[str], probabilities: NDArray[np.floating[Any]], 
 class Predictor:
     """Answers prediction requests from the published version, in whatever process it lives."""
 
-    def __init__(self, *, registry: Registry, embedder: Embedder) -> None:
+    def __init__(self, *, registry: Registry, embedder: Embedder, score_order: str = "ascending") -> None:
+        """`score_order`: as SCORE_ORDER says, until there is a version, which has its own."""
         self._registry = registry
         self._embedder = embedder
+        self._score_order = score_order
         self._loaded: OrderedDict[int, tuple[VersionRecord, Head | None]] = OrderedDict()
         self._guard = Lock()
 
@@ -119,12 +121,16 @@ class Predictor:
         """
         published = self.published(project_id)
         if published is None:
-            return [_empty(UNTRAINED) for _ in tasks]
+            return [_empty(UNTRAINED, self._score_order) for _ in tasks]
         record, head = published
         if head is None:
             ranks = {task_id: rank for rank, task_id in enumerate(record.seed_task_ids)}
             return [
-                _empty(record.version, seed_queue_score(ranks[task["id"]]) if task.get("id") in ranks else LAST)
+                _empty(
+                    record.version,
+                    record.score_order,
+                    seed_queue_score(ranks[task["id"]]) if task.get("id") in ranks else LAST,
+                )
                 for task in tasks
             ]
         config = parse_labeling_config(record.label_config)
@@ -143,12 +149,12 @@ class Predictor:
             for task, row in zip(tasks[part], rows, strict=True):
                 fields = task.get("data")
                 if row < 0 or (isinstance(fields, Mapping) and kept_aside.holds(fields)):
-                    answers.append(_empty(record.version))
+                    answers.append(_empty(record.version, record.score_order))
                     continue
                 answers.append(
                     {
                         "result": scores.result(config, row) if is_shown(record, scores.confidence(row)) else [],
-                        "score": float(scores.queue_scores[row]),
+                        "score": shown_score(float(scores.queue_scores[row]), record.score_order),
                         "model_version": record.version,
                     }
                 )
@@ -180,5 +186,5 @@ def _requested(tasks: Sequence[Mapping[str, Any]], image_field: str) -> list[Tas
     return requested
 
 
-def _empty(version: str, queue_score: float = LAST) -> dict[str, Any]:
-    return {"result": [], "score": queue_score, "model_version": version}
+def _empty(version: str, score_order: str, queue_score: float = LAST) -> dict[str, Any]:
+    return {"result": [], "score": shown_score(queue_score, score_order), "model_version": version}

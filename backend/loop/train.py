@@ -20,6 +20,7 @@ from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig
 from backend.config import Settings
 from backend.errors import LabelStudioError
+from backend.learning.acquisition import shown_score
 from backend.learning.head import FitResult, HeadSettings
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.anticipate import Anticipation, RoundInputs
@@ -166,6 +167,7 @@ class Trainer:
             labels_given=len(labeled),
             embeddings_digest=table.digest,
             last_answer_at=inputs.last_answer_at,
+            score_order=self._settings.score_order,
             release=__version__,
         )
         last = previous or self._registry.newest_record(project_id)
@@ -257,7 +259,7 @@ class Trainer:
         return [
             QueueEntry(
                 task_id,
-                queue_score,
+                shown_score(queue_score, record.score_order),
                 scores.result(config, row) if scores and is_shown(record, scores.confidence(row)) else [],
             )
             for (task_id, queue_score), row in zip(plan.window, rows, strict=True)

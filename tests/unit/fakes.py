@@ -52,6 +52,9 @@ class FakeProject:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     backends: list[dict[str, Any]] = field(default_factory=list)
     webhooks: list[dict[str, Any]] = field(default_factory=list)
+    uploads: dict[int, bytes] = field(default_factory=dict)
+    storages: dict[int, Path] = field(default_factory=dict)
+    """Folders of its local-files storages, by id."""
 
 
 class FakeLabelStudio:
@@ -233,7 +236,7 @@ class FakeLabelStudio:
         if unknown:
             raise LabelStudioError(f"POST …/import/predictions answered 400: invalid task ID {unknown}", status=400)
         kept.predictions += [
-            {"task": entry.task_id, "score": entry.queue_score, "result": list(entry.result), "model_version": version}
+            {"task": entry.task_id, "score": entry.shown_score, "result": list(entry.result), "model_version": version}
             for entry in entries
         ]
 
@@ -282,6 +285,35 @@ class FakeLabelStudio:
             for item in self.annotated_tasks(project_id, "image")
         ]
         return json.dumps(tasks).encode()
+
+    def upload_image(self, project_id: int, name: str, content: bytes) -> str:
+        self._ask("upload_image")
+        number = next(self._serial)
+        self._find(project_id).uploads[number] = content
+        return f"/data/upload/{project_id}/{number:08x}-{name}"
+
+    def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> None:
+        self._ask("import_tasks")
+        kept = self._find(project_id)
+        for task in tasks:
+            task_id = max(kept.tasks, default=0) + 1
+            kept.tasks[task_id] = task["data"]["image"]
+            kept.fields[task_id] = {name: value for name, value in task["data"].items() if name != "image"}
+
+    def local_storages(self, project_id: int) -> list[Mapping[str, Any]]:
+        self._ask("local_storages")
+        return [{"id": number, "path": str(path)} for number, path in self._find(project_id).storages.items()]
+
+    def sync_local_storage(self, storage_id: int, *, is_target: bool = False) -> Mapping[str, Any]:
+        self._ask("sync_local_storage")
+        for project_id, kept in self._projects.items():
+            if storage_id not in kept.storages:
+                continue
+            for path in sorted(kept.storages[storage_id].iterdir()):
+                reference = f"/data/local-files/?d={path.name}"
+                if reference not in kept.tasks.values():
+                    self.import_tasks(project_id, [{"data": {"image": reference}}])
+        return {"status": "completed"}
 
     def backends(self, project_id: int) -> list[Mapping[str, Any]]:
         self._ask("backends")

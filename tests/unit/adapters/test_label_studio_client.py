@@ -66,9 +66,7 @@ def server() -> Iterator[Server]:
             raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             parts = urlsplit(self.path)
             query = {name: values[-1] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
-            request = Request(
-                self.command, parts.path, query, dict(self.headers.items()), json.loads(raw) if raw else None
-            )
+            request = Request(self.command, parts.path, query, dict(self.headers.items()), self.body_of(raw))
             state.seen.append(request)
             status, body = state.answer(request)
             page = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
@@ -77,6 +75,10 @@ def server() -> Iterator[Server]:
             self.send_header("Content-Length", str(len(page)))
             self.end_headers()
             self.wfile.write(page)
+
+        def body_of(self, raw: bytes) -> Any:
+            is_form = self.headers.get("Content-Type", "").startswith("multipart/form-data")
+            return raw if is_form else json.loads(raw) if raw else None
 
         do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815 - the names http.server looks for
 
@@ -552,6 +554,31 @@ def test_a_local_target_is_made_once_and_synchronised(server: Server, client: La
         ("GET", targets), ("GET", targets), ("POST", targets), ("POST", f"{targets}/9/sync"),
         ("GET", "/api/storages/localfiles/9"),
     ]  # fmt: skip
+
+
+def test_an_image_is_uploaded_without_a_task(server: Server, client: LabelStudioClient) -> None:
+    """The reference is that of the file that the upload made; a draft's other files are listed, too."""
+    server.answer = lambda request: (
+        (201, {"file_upload_ids": [5]})
+        if request.method == "POST"
+        else (200, [{"id": 4, "file": "upload/3/x.png"}, {"id": 5, "file": "upload/3/0a1b2c3d-a.png"}])
+    )
+    assert client.upload_image(3, "a.png", b"\x89PNG content") == "/data/upload/3/0a1b2c3d-a.png"
+    posted, listed = server.seen
+    assert (posted.path, posted.query) == ("/api/projects/3/import", {"commit_to_project": "false"})
+    assert b"\x89PNG content" in posted.body
+    assert b'filename="a.png"' in posted.body
+    assert b"image/png" in posted.body
+    assert (listed.path, listed.query) == ("/api/projects/3/file-uploads", {"ids": "[5]"})
+    server.always(201, {"task_count": 1})
+    with pytest.raises(LabelStudioError, match="without 'file_upload_ids'"):
+        client.upload_image(3, "a.png", b"x")
+
+
+def test_local_storages_are_listed(server: Server, client: LabelStudioClient) -> None:
+    """With the paths by which a watched folder is found among them."""
+    server.always(200, [{"id": 8, "path": "/images/a"}])
+    assert [item["path"] for item in client.local_storages(3)] == ["/images/a"]
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from backend.learning.acquisition import ACQUISITION_FUNCTIONS, entropy, least_confidence, margin, queue_score
+from backend.learning.acquisition import (
+    ACQUISITION_FUNCTIONS,
+    entropy,
+    least_confidence,
+    margin,
+    queue_score,
+    shown_score,
+)
 
 names = pytest.mark.parametrize("name", sorted(ACQUISITION_FUNCTIONS))
 
@@ -99,3 +108,12 @@ def test_no_rows_give_no_utilities(name):
 def test_queue_score_turns_the_sign():
     """The most useful image gets 0, which Label Studio serves first; results stay in 0..1."""
     np.testing.assert_allclose(queue_score([1.0, 0.25, 0.0, 1.0000001, -0.1]), [0.0, 0.75, 1.0, 0.0, 1.0])
+
+
+def test_the_shown_score_is_turned_without_losing_a_step() -> None:
+    """The least steps of a window, 1e-9, are told apart in either order, and the ends are 0 and 1."""
+    window = [0.0, 1e-9, 2e-9, 0.5, 1 - 1e-9, 1.0]
+    assert [shown_score(place, "ascending") for place in window] == window
+    turned = [shown_score(place, "descending") for place in window]
+    assert (turned[0], turned[-1]) == (1.0, 0.0)
+    assert all(before > after for before, after in pairwise(turned))

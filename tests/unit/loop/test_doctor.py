@@ -494,3 +494,16 @@ def test_a_failing_job_is_told_with_its_reason(healthy: World) -> None:
     assert retrain_check.found.endswith(": status 500: database is locked")
     assert found["project 1: evaluate"].cure == "do what it says"
     assert "not tried again by itself" in found["project 1: plan_embedding"].found
+
+
+def test_sampling_that_begins_at_the_wrong_end(healthy: World) -> None:
+    """With the highest score first, sampling by uncertainty hands out the last first; connect sets that right."""
+    turned = healthy.again(score_order="descending")
+    check = broken(turned)
+    assert check.name == "project 1: sampling"
+    assert "takes the lowest score first, but with SCORE_ORDER=descending" in check.found
+    assert "backend connect 1" in str(check.cure)
+    turned.services.connector.connect(1)
+    assert turned.label_studio[1].project.sampling == "Sequential sampling"
+    assert "project 1: sampling" not in [name for name, found in checks(turned).items() if not found.ok]
+    assert broken(healthy).name == "project 1: sampling"

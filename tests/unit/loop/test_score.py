@@ -268,3 +268,34 @@ def test_what_cannot_be_warmed_up_does_not_keep_the_process_from_starting(
     monkeypatch.setattr(EmbeddingStore, "take", refuse)
     other.services.predictor.warm_up()
     assert f"not warmed up project=1: {error}" in caplog.text
+
+
+def test_the_highest_score_first_is_the_same_queue_from_the_other_end(trained: World) -> None:
+    """SCORE_ORDER=descending makes a new version, in which what is next has the highest score, pushed and answered."""
+    before = trained.registry.published_record(1)
+    turned = trained.again(score_order="descending")
+    record = turned.services.trainer.retrain(1)
+    assert before is not None
+    assert record is not None
+    assert (before.score_order, record.score_order) == ("ascending", "descending")
+    assert list(record.window) == list(before.window)
+    pushed = {
+        row["task"]: row["score"]
+        for row in turned.label_studio[1].predictions
+        if row["model_version"] == record.version
+    }
+    assert sorted(pushed, key=lambda task_id: -pushed[task_id]) == list(record.window)
+    answers = predict(turned, tasks(*record.window))
+    by_answer = dict(zip(record.window, [answer["score"] for answer in answers], strict=True))
+    assert sorted(by_answer, key=lambda task_id: -by_answer[task_id]) == list(record.window)
+    broken = predict(turned, [{"id": 99, "data": {}, "project": 1}])
+    assert broken[0]["score"] == 0.0
+    assert turned.services.trainer.retrain(1) is None
+
+
+def test_unseeded_projects_are_answered_last_in_either_order(world: World) -> None:
+    """Before any version there is nothing to say: the last place, which is 1 or 0."""
+    asked = [{"id": 1, "data": {"image": IMAGES[0]}, "project": 7}]
+    assert world.services.predictor.predict(7, LABEL_CONFIG, asked)[0]["score"] == 1.0
+    turned = world.again(score_order="descending")
+    assert turned.services.predictor.predict(7, LABEL_CONFIG, asked)[0]["score"] == 0.0
