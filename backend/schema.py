@@ -10,9 +10,25 @@ from typing import Any, ClassVar, Literal
 UNTRAINED = "untrained"
 """Model version given with answers made before any version is published."""
 
+Label = str | tuple[str, ...]
+"""What an image is labeled with: a class, or where it may have several the set of them, sorted; () is none of them."""
+
+NONE_OF_THESE = "none of these"
+"""What people read for the empty set of labels."""
+
 VersionKind = Literal["seed", "model"]
 CurveKind = Literal["measured", "expected"]
 FinetuningOutcome = Literal["begun", "failed", "rejected", "adopted", "in_use"]
+
+
+def names_of(label: Label) -> tuple[str, ...]:
+    """The classes of a label: itself, or those of the set."""
+    return (label,) if isinstance(label, str) else label
+
+
+def text_of(label: Label) -> str:
+    """A label as people read it: the class, or the classes of the set with commas."""
+    return label if isinstance(label, str) else ", ".join(label) or NONE_OF_THESE
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ class SeveralAnswers:
     has_ground_truth: one of the answers is marked as ground truth, and gives the task its label.
     """
 
-    answers: Sequence[tuple[int | None, str]]
+    answers: Sequence[tuple[int | None, Label]]
     has_ground_truth: bool = False
 
 
@@ -93,24 +109,26 @@ class SeveralAnswers:
 class TrainingLabels:
     """What all annotations of a project mean for training.
 
-    labels: task id → the one label to train on.
+    labels: task id → the label to train on.
     answered: tasks with a submitted annotation; they leave the pool, whether or not a label could be read from it.
     skipped: tasks that were only skipped; they stay in the pool, behind all others.
     ignored: task id → why its annotations give no label (a label the config no longer offers, an empty result).
     validation: task id → label, of the validation split; never trained on, so not in `labels`.
     reserved: all tasks of the validation split, labeled or not; they are never in the pool.
     several: the tasks that several people answered, of the split or not, with what they answered.
-    weights: task id → how much its label counts, 0 to 1, where that is less than whole; see `loop.agreement`.
+    weights: task id → how much its label counts, 0 to 1, where that is less than whole; see `loop.agreement`. Where an
+        image may have several labels, how much each class of the labeling config counts, whether the image has it or
+        not.
     """
 
-    labels: Mapping[int, str]
+    labels: Mapping[int, Label]
     answered: frozenset[int]
     skipped: frozenset[int]
     ignored: Mapping[int, str]
-    validation: Mapping[int, str] = field(default_factory=dict)
+    validation: Mapping[int, Label] = field(default_factory=dict)
     reserved: frozenset[int] = frozenset()
     several: Mapping[int, SeveralAnswers] = field(default_factory=dict)
-    weights: Mapping[int, float] = field(default_factory=dict)
+    weights: Mapping[int, float | Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -279,6 +297,10 @@ class VersionRecord:
     random_order: Mapping[str, Any] | None = None  # what as many labels asked for at random would be worth
     reasons: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → why it is in the window
     last_answer_at: str | None = None  # when the newest answer it knows was given or changed, by Label Studio's clock
+    threshold: float | None = None  # of a head that predicts several labels per image, see `learning.head.Head`
+    label_figures: Mapping[str, Any] | None = (
+        None  # of each label by itself where images have several; `loop.judgement`
+    )
 
     EVALUATION: ClassVar[frozenset[str]] = frozenset(
         {
@@ -286,7 +308,7 @@ class VersionRecord:
             "calibration_error", "expected_accuracy", "validation_tasks", "validation_labels", "validation_note",
             "learning_curve", "forecast", "n_suspects", "suspects", "evaluated_version", "evaluated_labels", "chosen",
             "agreement", "n_disagreements", "disagreements", "confusion", "calibration", "predicted_by_class",
-            "random_order", "reasons",
+            "random_order", "reasons", "label_figures",
         }
     )  # fmt: skip
     """The fields that an evaluation says anew, after the version is published; all others never change."""

@@ -363,8 +363,9 @@ class Registry:
             tensors = load(content)
             space = FeatureSpace(tensors["scale"], tensors["centre"])
             return Head(
-                tuple(record.classes), tensors["weights"], tensors["bias"], space, float(record.strength or 0.0)
-            )
+                tuple(record.classes), tensors["weights"], tensors["bias"], space, float(record.strength or 0.0),
+                record.threshold,
+            )  # fmt: skip
         except StorageError:
             raise
         except Exception as exc:  # safetensors raises its own type for damaged files

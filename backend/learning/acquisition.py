@@ -4,6 +4,9 @@ A *utility* is in 0..1 and higher means "label sooner". All three functions are 
 1 for a uniform one. They are the uncertainty measures of Settles, *Active Learning Literature Survey* (2009), section
 3.1, https://burrsettles.com/pub/settles.activelearning.pdf, rescaled like Lightly's classification scorer so that the
 number of classes does not matter. For two classes all three give the same order.
+
+Where images may have several labels, each label is a question of two answers, and an image's utility is that of the
+label it is highest for (`utilities`): the largest over the classes, Lightly's rule for such images.
 """
 
 from __future__ import annotations
@@ -61,6 +64,20 @@ ACQUISITION_FUNCTIONS: Mapping[str, Callable[[ArrayLike], Floats]] = MappingProx
     {"margin": margin, "least_confidence": least_confidence, "entropy": entropy}
 )
 """The acquisition functions by the name a setting or a command line uses."""
+
+
+def utilities(name: str, probabilities: ArrayLike, *, of_sets: bool = False) -> Floats:
+    """Utilities (N,) of probabilities (N, C) by the function of that name; a name of something else: by the margin.
+
+    `of_sets`: the probabilities are of labels of which an image may have several. Of an image's labels the one nearest
+    to even odds has the largest utility, so the others need not be looked at. Raises ValueError as the functions do.
+    """
+    function = ACQUISITION_FUNCTIONS.get(name, margin)
+    if not of_sets:
+        return function(probabilities)
+    p = _checked(probabilities)
+    nearest = p[np.arange(len(p)), np.abs(p - 0.5).argmin(axis=1)]
+    return function(np.column_stack([nearest, 1 - nearest]))
 
 
 def queue_score(utilities: ArrayLike) -> Floats:

@@ -149,7 +149,9 @@ class DashboardReader:
         ]
 
     def _guessed(self, record: VersionRecord) -> dict[int, list[dict[str, Any]]]:
-        """Task id → the two likeliest classes, of the window's tasks; nothing without a head that can be read."""
+        """Task id → the two likeliest classes of the window's tasks, or where images may have several labels the two
+        that are most in doubt; nothing without a head that can be read.
+        """
         with self._guard:
             known = self._guesses.get(record.project_id)
         if known is not None and known[0] == record.version:
@@ -167,7 +169,8 @@ class DashboardReader:
         probabilities = head.predict_proba(table.embeddings)
         found: dict[int, list[dict[str, Any]]] = {}
         for task_id, row in zip(table.task_ids.tolist(), probabilities, strict=True):
-            likeliest = np.argsort(-row, kind="stable")[:2].tolist()
+            told = -row if head.threshold is None else np.abs(row - 0.5)
+            likeliest = np.argsort(told, kind="stable")[:2].tolist()
             found[task_id] = [
                 {"label": head.classes[column], "probability": round(float(row[column]), 6)} for column in likeliest
             ]
@@ -220,7 +223,7 @@ def _why(record: VersionRecord, task_id: int, guesses: Sequence[Mapping[str, Any
     if task_id in record.seed_task_ids:
         strategy = record.seed_strategy or RECORDED_BEFORE
         return FIRST_BATCH_WHY.get(strategy, ("other", f"chosen by the strategy {strategy}"))
-    leaning = _leaning(guesses)
+    leaning = _leaning(guesses) if record.threshold is None else _doubt(guesses)
     reason = record.reasons.get(str(task_id), {})
     factor, share = reason.get("factor"), reason.get("share")
     if factor == "skipped":
@@ -234,7 +237,7 @@ def _why(record: VersionRecord, task_id: int, guesses: Sequence[Mapping[str, Any
     if record.acquisition == "random":
         return "chance", "drawn at random"
     if leaning and record.acquisition in ASK_DOUBT:
-        is_close = len(guesses) == 2 and guesses[0]["probability"] - guesses[1]["probability"] < CLOSE
+        is_close = _is_close(guesses) if record.threshold is None else abs(guesses[0]["probability"] - 0.5) < CLOSE / 2
         if is_close or factor == "uncertain":
             return "uncertain", leaning if is_close else f"less sure than of most others: {leaning}"
     return "other", leaning or f"chosen by the strategy {record.acquisition}"
@@ -245,9 +248,20 @@ def _leaning(guesses: Sequence[Mapping[str, Any]]) -> str:
     told = [f"'{guess['label']}' ({_percent(guess['probability'])})" for guess in guesses]
     if len(told) < 2:
         return f"taken for {told[0]}" if told else ""
-    if guesses[0]["probability"] - guesses[1]["probability"] < CLOSE:
+    if _is_close(guesses):
         return f"uncertain between {told[0]} and {told[1]}"
     return f"rather {told[0]} than {told[1]}"
+
+
+def _is_close(guesses: Sequence[Mapping[str, Any]]) -> bool:
+    return len(guesses) == 2 and guesses[0]["probability"] - guesses[1]["probability"] < CLOSE
+
+
+def _doubt(guesses: Sequence[Mapping[str, Any]]) -> str:
+    """Which label the model doubts most, where an image may have several; empty without guesses."""
+    if not guesses:
+        return ""
+    return f"whether it has '{guesses[0]['label']}' is uncertain ({_percent(guesses[0]['probability'])})"
 
 
 def _percent(share: float) -> str:

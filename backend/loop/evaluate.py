@@ -48,7 +48,7 @@ _CARRIED = (
     "accuracy", "accuracy_kind", "accuracy_interval", "log_loss", "cross_validated_accuracy", "calibration_error",
     "expected_accuracy", "validation_tasks", "validation_labels", "validation_note", "forecast", "n_suspects",
     "suspects", "chosen", "evaluated_labels", "evaluated_version", "agreement", "n_disagreements", "disagreements",
-    "confusion", "calibration", "predicted_by_class", "random_order", "reasons",
+    "confusion", "calibration", "predicted_by_class", "random_order", "reasons", "label_figures",
 )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ class Evaluator:
         pool = unlabeled(table, labels)
         measured = measure(head, table, labels) if head else None
         probabilities = head.predict_proba(table.embeddings[pool]) if head else None
-        expected = _expected_accuracy(probabilities)
+        expected = _expected_accuracy(head, probabilities)
         new = []
         if measured is not None and n_labels:
             new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
@@ -228,7 +228,7 @@ class Evaluator:
         ]
         judged = replace(
             record,
-            expected_accuracy=_expected_accuracy(probabilities),
+            expected_accuracy=_expected_accuracy(head, probabilities),
             **self._validated(inputs, measured, n_others=len(inputs.labeled) + len(pool)),
             **self._of_the_pool(record, inputs, head, pool, probabilities),
             n_suspects=record.n_suspects - (len(record.suspects) - len(suspects)),
@@ -277,7 +277,7 @@ class Evaluator:
             for task_id, reason in found.items()
         }
         told |= {str(task_id): {"factor": "skipped"} for task_id in inputs.labels.skipped.intersection(record.window)}
-        counts = None if inputs.n_shards else predicted_counts(head.classes, probabilities)
+        counts = None if inputs.n_shards else predicted_counts(head, probabilities)
         return {"predicted_by_class": counts, "reasons": told}
 
     def _random_order(self, record: VersionRecord, inputs: Inputs) -> Mapping[str, Any] | None:
@@ -304,9 +304,11 @@ class Evaluator:
         }
 
 
-def _expected_accuracy(probabilities: NDArray[np.float64] | None) -> float | None:
+def _expected_accuracy(head: Head | None, probabilities: NDArray[np.float64] | None) -> float | None:
     """The mean confidence over the images still to label, of their probabilities (U, C); None without any."""
-    return float(probabilities.max(axis=1).mean()) if probabilities is not None and len(probabilities) else None
+    if head is None or probabilities is None or not len(probabilities):
+        return None
+    return float(head.confidence(probabilities).mean())
 
 
 def _ready_weights(pool: Pool, record: VersionRecord) -> Sequence[float]:

@@ -22,7 +22,7 @@ from backend.loop.projects import register_project
 from backend.loop.rounds import Pools, Stopwatch, trainable
 from backend.loop.shards import WorkingSet
 from backend.loop.validation import keep_aside
-from backend.schema import AnnotatedTask, Project, TrainingLabels, ValidationSplit
+from backend.schema import AnnotatedTask, Label, Project, TrainingLabels, ValidationSplit, names_of
 
 EMBED_IN_JOB = 256
 """Labeled tasks without embedding that a retrain embeds itself; more than that wait for the embedding jobs."""
@@ -168,10 +168,11 @@ class InputReader:
         return digest.hexdigest()[:32]
 
 
-def labels_digest(labels: Mapping[int, str]) -> str:
+def labels_digest(labels: Mapping[int, Label]) -> str:
     """Identity of a set of labels, task id → label, that anybody can work out from an export of Label Studio.
 
-    sha256, in hexadecimal, of one line `task id TAB label NEWLINE` per task in UTF-8, by ascending task id.
+    sha256, in hexadecimal, of one line `task id TAB label NEWLINE` per task in UTF-8, by ascending task id. Where an
+    image may have several labels there is a tab between one and the next, in alphabetical order.
     """
-    lines = (f"{task_id}\t{label}\n" for task_id, label in sorted(labels.items()))
+    lines = ("\t".join([str(task_id), *names_of(label)]) + "\n" for task_id, label in sorted(labels.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -14,9 +14,10 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.choices import parse_labeling_config
 from backend.errors import LabelingConfigError
 from backend.learning.head import CrossValidation, Head
+from backend.learning.label_sets import membership
 from backend.learning.learning_curve import CONFIDENCE_ERROR, forecast
-from backend.learning.suspects import find_suspects
-from backend.schema import CurvePoint, TrainingLabels, VersionRecord
+from backend.learning.suspects import Suspect, find_set_suspects, find_suspects
+from backend.schema import CurvePoint, Label, TrainingLabels, VersionRecord, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,10 @@ def same_labels_offered(one: str, other: str) -> bool:
     if one == other:
         return True
     try:
-        return set(parse_labeling_config(one).labels) == set(parse_labeling_config(other).labels)
+        before, after = parse_labeling_config(one), parse_labeling_config(other)
     except LabelingConfigError:
         return False
+    return set(before.labels) == set(after.labels) and before.several == after.several
 
 
 def extended_curve(carried: Iterable[CurvePoint], new: Iterable[CurvePoint]) -> list[CurvePoint]:
@@ -119,30 +121,40 @@ def list_suspects(
     """
     if head is None:
         return []
-    column = {label: index for index, label in enumerate(head.classes)}
     validation = [task_id for task_id, row in _rows(table, sorted(labels.validation)) if row >= 0]
-    judged: list[tuple[Sequence[int], Mapping[int, str], Any]] = [
+    judged: list[tuple[Sequence[int], Mapping[int, Label], Any]] = [
         (validation, labels.validation, head.predict_proba(table.embeddings[table.rows_of(validation)]))
     ]
     if evaluation is not None:
         judged.append((labeled, labels.labels, evaluation.probabilities))
     found = []
     for task_ids, given, probabilities in judged:
-        columns = np.array([column.get(given[task_id], -1) for task_id in task_ids], dtype=np.intp)
-        for suspect in find_suspects(probabilities, columns):
+        for suspect in _suspects(head, [given[task_id] for task_id in task_ids], probabilities):
             task_id = task_ids[suspect.row]
             if task_id in confirmed:
                 continue
             found.append(
                 {
                     "task_id": task_id,
-                    "label": given[task_id],
-                    "suggested_label": head.classes[suspect.suggested],
+                    "label": text_of(given[task_id]),
+                    "suggested_label": text_of(_corrected(given[task_id], head.classes[suspect.suggested])),
                     "probability": round(suspect.probability, 6),
                     "suggested_probability": round(suspect.suggested_probability, 6),
                 }
             )
     return sorted(found, key=lambda item: (item["probability"], item["task_id"]))
+
+
+def _suspects(head: Head, given: Sequence[Label], probabilities: Any) -> list[Suspect]:
+    has = membership(head.classes, given)
+    if head.threshold is not None:
+        return find_set_suspects(probabilities, has)
+    return find_suspects(probabilities, np.where(has.any(axis=1), has.argmax(axis=1), -1))
+
+
+def _corrected(given: Label, name: str) -> Label:
+    """The class of that name; of a set, the same with it, or without it if it has it."""
+    return name if isinstance(given, str) else tuple(sorted(set(given).symmetric_difference([name])))
 
 
 def _rows(table: EmbeddingTable, task_ids: Sequence[int]) -> Iterable[tuple[int, int]]:

@@ -21,6 +21,7 @@ from backend.choices import ChoicesConfig
 from backend.config import Settings
 from backend.errors import LabelStudioError
 from backend.learning.head import FitResult, HeadSettings
+from backend.learning.label_sets import can_be_told_apart
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.anticipate import Anticipation, RoundInputs
 from backend.loop.embed import Embedder
@@ -32,7 +33,7 @@ from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
 from backend.loop.shards import Shards
 from backend.loop.versions import KeptVersion, Versions
-from backend.schema import QueueEntry, TrainingLabels, VersionRecord
+from backend.schema import QueueEntry, TrainingLabels, VersionRecord, names_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ class Trainer:
         inputs = self._inputs.read(project_id, watch)
         project, config, labels, table = inputs.project, inputs.config, inputs.labels, inputs.table
         labeled = inputs.labeled
-        self._finetuner.request_if_due(project_id, len(labeled))
+        if not config.several:
+            self._finetuner.request_if_due(project_id, len(labeled))
         previous = self._registry.published_record(project_id)
         kept = self._kept(inputs)
         digest = inputs.digest if kept is None else f"{inputs.digest} {kept.record.version}"
@@ -110,7 +112,7 @@ class Trainer:
             if previous:
                 self._prepare(inputs, previous.detail_weight)  # after a start of the worker, before the next label
             return None
-        is_first = previous is None and len({labels.labels[task_id] for task_id in labeled}) < 2
+        is_first = previous is None and not can_be_told_apart([labels.labels[task_id] for task_id in labeled])
         if is_first and (len(table.references) < project.n_tasks or inputs.n_unsearched):
             # The first batch is chosen once, from all images; the last to be embedded or searched asks again.
             logger.info(
@@ -134,7 +136,7 @@ class Trainer:
         labels_used = kept.record.labels_used if kept else len(labeled)
         head_of = kept.record.version if kept else None
         version = self._registry.new_version(project_id, labels_used, self._now(), head_of)
-        labels_by_class = Counter(labels.labels[task_id] for task_id in labeled)
+        labels_by_class = Counter(name for task_id in labeled for name in names_of(labels.labels[task_id]))
         record = VersionRecord(
             version=version,
             kind="model" if head else "seed",
@@ -167,6 +169,7 @@ class Trainer:
             embeddings_digest=table.digest,
             last_answer_at=inputs.last_answer_at,
             release=__version__,
+            threshold=head.threshold if head else None,
         )
         last = previous or self._registry.newest_record(project_id)
         carried = kept_evaluation(kept.record, last, record) if kept else carried_evaluation(last, record)
@@ -209,10 +212,10 @@ class Trainer:
 
     def _kept(self, inputs: Inputs) -> KeptVersion | None:
         """The version that the project is pinned to, if it is; a choice made in Label Studio is followed first."""
-        project, labels, fingerprint = inputs.project, inputs.config.labels, inputs.backbone.fingerprint
+        project, config, fingerprint = inputs.project, inputs.config, inputs.backbone.fingerprint
         if self._versions.may_be_chosen(project.id, project.model_version, inputs.heard_at):
-            self._versions.follow_label_studio(project.id, labels, fingerprint)
-        return self._versions.kept(project.id, labels, fingerprint)
+            self._versions.follow_label_studio(project.id, config, fingerprint)
+        return self._versions.kept(project.id, config, fingerprint)
 
     def _given(self, project_id: int, inputs: Inputs, previous: VersionRecord | None) -> RoundInputs:
         return RoundInputs(
