@@ -208,7 +208,7 @@ def _set_consensus(known: Sequence[Ballot]) -> Label:
     ballots = sorted(_decisive(known), key=_by_time)
     counts = Counter(name for _, label in ballots for name in label)
     last = ballots[-1][1]
-    return tuple(sorted(name for name, n in counts.items() if 2 * n + (1 if name in last else -1) > len(ballots)))
+    return tuple(sorted(name for name, n in counts.items() if 2 * n > len(ballots) - (name in last)))
 
 
 def _decisive(known: Sequence[Ballot]) -> Sequence[Ballot]:

@@ -70,12 +70,16 @@ def utilities(name: str, probabilities: ArrayLike, *, of_sets: bool = False) -> 
     """Utilities (N,) of probabilities (N, C) by the function of that name; a name of something else: by the margin.
 
     `of_sets`: the probabilities are of labels of which an image may have several. Of an image's labels the one nearest
-    to even odds has the largest utility, so the others need not be looked at. Raises ValueError as the functions do.
+    to even odds has the largest utility, so the others need not be looked at. A name of something else, of which
+    Lightly says nothing, is then the mean margin over the labels: an answer is about all of them. (Two photos in one,
+    @@). Raises ValueError as the functions do.
     """
     function = ACQUISITION_FUNCTIONS.get(name, margin)
     if not of_sets:
         return function(probabilities)
     p = _checked(probabilities)
+    if name not in ACQUISITION_FUNCTIONS:
+        return _clipped(np.mean(1 - np.abs(2 * p - 1), axis=1))
     nearest = p[np.arange(len(p)), np.abs(p - 0.5).argmin(axis=1)]
     return function(np.column_stack([nearest, 1 - nearest]))
 

@@ -567,11 +567,17 @@ def _set_problem(
 
 
 def set_weights(targets: NDArray[np.intp], trust: Floats) -> Floats:
-    """What having and not having each label weighs, (n, C): as `class_weights`, of the two; `trust` (n, C)."""
+    """What having and not having each label weighs, (n, C): the root of what `class_weights` would say of the two.
+
+    `trust` (n, C). Most labels are rare: at their full weight too many images are taken to have them, without any too
+    few. Right sets of pairs of clothing photos with 20, 60 and 120 random labels: 0.26, 0.40 and 0.44 with the root,
+    0.26, 0.39 and 0.41 at full weight, 0.25, 0.40 and 0.46 without; macro F1 0.30, 0.59 and 0.62, then 0.31, 0.57 and
+    0.62, then 0.22, 0.61 and 0.63 (mean of four splits).
+    """
     total = trust.sum(axis=0)
     n_having = (trust * targets).sum(axis=0)
     counts = np.where(targets == 1, n_having, total - n_having)
-    weights: Floats = np.minimum(total / (2 * np.maximum(counts, np.finfo(np.float64).tiny)), MAX_CLASS_WEIGHT)
+    weights: Floats = np.sqrt(np.minimum(total / (2 * np.maximum(counts, np.finfo(np.float64).tiny)), MAX_CLASS_WEIGHT))
     return weights
 
 

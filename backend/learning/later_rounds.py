@@ -84,7 +84,7 @@ class RoundState:
             )
 
     def utilities(self, name: str) -> Floats:
-        """The candidates' utilities (U,) by the acquisition function of that name, rarer classes for more."""
+        """The candidates' utilities (U,) by `acquisition.utilities`, rarer classes for more."""
         return acquisition.utilities(name, self.probabilities, of_sets=self.of_sets) * expected_rarity(self)
 
     def features_of(self, rows: Indices) -> Features:
@@ -108,7 +108,7 @@ def information_density(state: RoundState, *, budget: int, random_state: int) ->
     beside both, as in Xu et al. 2007 (doi:10.1007/978-3-540-71496-5_24), keeps a batch from asking one thing many
     times. The `MAX_DENSITY_COMPARED` best by the first two factors are compared.
     """
-    utilities = state.utilities("margin")
+    utilities = state.utilities("information_density")
     if state.typicality is not None:
         utilities = utilities * state.typicality
     positions = np.array(_highest(utilities, max(MAX_DENSITY_COMPARED, budget)), dtype=np.intp)
@@ -151,7 +151,7 @@ def coral(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """
     positions = _compared(len(state.candidates), MAX_COMPARED, random_state)
     n_labeled = len(state.labeled)
-    weights = state.utilities("margin")[positions]
+    weights = state.utilities("coral")[positions]
     rows = state.features_of(np.concatenate([state.labeled, state.candidates[positions]]))
     chosen = select_coreset(
         rows,
@@ -276,9 +276,12 @@ def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: i
 
 
 def expected_rarity(state: RoundState) -> Floats:
-    """What the candidates' utilities (U,) are multiplied by; see `rarity`."""
+    """What the candidates' utilities (U,) are multiplied by; see `rarity`.
+
+    Where images may have several labels, 1: most labels are rare there, and images of rare ones taught less.
+    """
     if state.of_sets:
-        return set_rarity(state.probabilities, state.targets.sum(axis=0))
+        return np.ones(len(state.candidates))
     return rarity(state.probabilities, np.bincount(state.targets, minlength=state.probabilities.shape[1]))
 
 
@@ -294,11 +297,6 @@ def rarity(probabilities: Floats, counts: NDArray[np.integer[Any]]) -> Floats:
     """
     expected: Floats = probabilities @ np.sqrt(max(counts.mean(), 1) / np.maximum(counts, 1))
     return expected
-
-
-def set_rarity(probabilities: Floats, counts: NDArray[np.integer[Any]]) -> Floats:
-    """`rarity` where images may have several labels: the mean over an image's likely labels. XXX"""
-    return np.ones(len(probabilities))
 
 
 def _highest(utilities: Floats, budget: int) -> list[int]:

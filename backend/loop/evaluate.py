@@ -277,7 +277,7 @@ class Evaluator:
             for task_id, reason in found.items()
         }
         told |= {str(task_id): {"factor": "skipped"} for task_id in inputs.labels.skipped.intersection(record.window)}
-        counts = None if inputs.n_shards else predicted_counts(head, probabilities)
+        counts = None if inputs.n_shards else predicted_counts(head.classes, probabilities, head.threshold)
         return {"predicted_by_class": counts, "reasons": told}
 
     def _random_order(self, record: VersionRecord, inputs: Inputs) -> Mapping[str, Any] | None:

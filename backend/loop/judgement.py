@@ -59,8 +59,8 @@ class JudgedImages:
     labels: Sequence[Label]
     classes: Sequence[str]
     probabilities: NDArray[np.float64]
-    threshold: float | None
     basis: str
+    threshold: float | None = None
 
 
 def judged_images(
@@ -78,14 +78,14 @@ def judged_images(
     if task_ids:
         given = [labels.validation[task_id] for task_id in task_ids]
         probabilities = head.predict_proba(table.embeddings[rows])
-        return JudgedImages(given, head.classes, probabilities, head.threshold, ON_VALIDATION.format(n=len(given)))
+        return JudgedImages(given, head.classes, probabilities, ON_VALIDATION.format(n=len(given)), head.threshold)
     if evaluation is None:
         return None
     classes = named_classes([labels.labels[task_id] for task_id in labeled])
     judged = np.flatnonzero(np.isfinite(evaluation.probabilities).all(axis=1))
     given = [labels.labels[labeled[row]] for row in judged.tolist()]
     basis = OUT_OF_FOLD.format(n=len(given))
-    return JudgedImages(given, classes, evaluation.probabilities[judged], evaluation.threshold, basis)
+    return JudgedImages(given, classes, evaluation.probabilities[judged], basis, evaluation.threshold)
 
 
 def judgement_fields(judged: JudgedImages | None) -> dict[str, Any]:
@@ -151,13 +151,17 @@ def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(value, 6)
 
 
-def predicted_counts(head: Head, probabilities: NDArray[np.float64]) -> dict[str, int]:
-    """How many images are predicted to be of each class, or to have each label, by their probabilities (N, C)."""
-    if head.threshold is not None:
-        counts = (probabilities >= head.threshold).sum(axis=0)
+def predicted_counts(
+    classes: Sequence[str], probabilities: NDArray[np.float64], threshold: float | None = None
+) -> dict[str, int]:
+    """How many images are predicted to be of each class, or to have it (`threshold`), by their probabilities (N, C)."""
+    if threshold is not None:
+        counts = (probabilities >= threshold).sum(axis=0)
+    elif len(probabilities):
+        counts = np.bincount(probabilities.argmax(axis=1), minlength=len(classes))
     else:
-        counts = np.bincount(probabilities.argmax(axis=1), minlength=len(head.classes))
-    return {name: int(n) for name, n in zip(head.classes, counts.tolist(), strict=True)}
+        counts = np.zeros(len(classes), dtype=np.intp)
+    return {name: int(n) for name, n in zip(classes, counts, strict=True)}
 
 
 def random_order(

@@ -16,7 +16,7 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, prediction_result
 from backend.errors import BackendError
-from backend.learning.acquisition import queue_score, utilities
+from backend.learning.acquisition import ACQUISITION_FUNCTIONS, queue_score, utilities
 from backend.learning.head import Head
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.prelabels import is_shown
@@ -64,10 +64,12 @@ def score(head: Head, embeddings: NDArray[np.floating[Any]], acquisition: str) -
 def scores_of(head: Head, probabilities: NDArray[np.float64], acquisition: str) -> Scores:
     """Scores of the head's probabilities (N, C); `acquisition` is what the setting may name.
 
-    A strategy that compares images with each other has no utility of a single one: the margin's stands in. Model
+    A strategy that compares images with each other has no utility of a single one: the margin's stands in. Where
+    images may have several labels it is that of the label most in doubt, see `learning.acquisition`. Model
     scores stay above all seed scores, so that a seed batch is finished first.
     """
-    found = utilities(acquisition, probabilities, of_sets=head.threshold is not None)
+    name = acquisition if acquisition in ACQUISITION_FUNCTIONS else "margin"
+    found = utilities(name, probabilities, of_sets=head.threshold is not None)
     floor = SEED_STEP * 10_000
     return Scores(head, probabilities, floor + (1.0 - floor) * queue_score(found))
 

@@ -34,7 +34,7 @@ from backend.learning.acquisition import utilities
 from backend.learning.features import CENTRE_ROWS, evenly_spaced
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import Head
-from backend.learning.later_rounds import rarity, set_rarity
+from backend.learning.later_rounds import rarity
 from backend.learning.pool import Pool
 from backend.schema import VersionRecord
 from backend.storage import Folder, open_folder
@@ -321,7 +321,8 @@ class Shards:
             search.next_id += ROWS_AT_ONCE
             probabilities = search.head.predict_proba(block.embeddings)
             of_block = utilities(self._settings.acquisition, probabilities, of_sets=of_sets)
-            of_block *= (set_rarity if of_sets else rarity)(probabilities, counts)
+            if not of_sets:
+                of_block *= rarity(probabilities, counts)
             found = np.concatenate([search.utilities, of_block])
             best = np.argsort(-found, kind="stable")[:n_wanted]
             rows = np.concatenate([search.shortlist.task_ids, block.task_ids])[best]
