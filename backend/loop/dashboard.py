@@ -92,6 +92,7 @@ class DashboardReader:
             "classes": self._classes(record, str(facts.get("label_config") or "")),
             "confusion": record.confusion if record else None,
             "calibration": record.calibration if record else None,
+            "label_figures": record.label_figures if record else None,
             "versions": self._versions.listed(project_id),
         }
 
