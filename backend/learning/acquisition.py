@@ -73,7 +73,9 @@ def utilities(name: str, probabilities: ArrayLike, *, of_sets: bool = False) -> 
     to even odds has the largest utility, so the others need not be looked at. A name of something else, of which
     Lightly says nothing, is then the mean margin over the labels: an answer is about all of them. Measured with
     `information_density` on pairs of clothing photos, six labels: 0.36, 0.43 and 0.49 of the sets right with 40, 80 and
-    120 labels by the mean, 0.35, 0.43 and 0.45 by the maximum, 0.34, 0.42 and 0.47 in random order (six runs). Raises ValueError as the functions do.
+    120 labels by the mean, 0.35, 0.43 and 0.45 by the maximum, 0.34, 0.42 and 0.47 in random order (six runs).
+
+    Raises ValueError as the functions do.
     """
     function = ACQUISITION_FUNCTIONS.get(name, margin)
     if not of_sets:
