@@ -17,7 +17,7 @@ from backend.choices import parse_labeling_config
 from backend.config import Settings
 from backend.errors import BackendError, RedisUnavailableError
 from backend.learning.intervals import wilson_interval
-from backend.learning.learning_curve import CONFIDENCE_ERROR
+from backend.learning.learning_curve import confidence_error
 from backend.loop.embed import Embedder
 from backend.loop.outlook import carried_curve
 from backend.loop.score import Predictor
@@ -125,7 +125,7 @@ class DashboardReader:
                     "kind": point.kind,
                     "labels_used": point.labels_used,
                     "accuracy": point.accuracy,
-                    "interval": _interval(point),
+                    "interval": _interval(point, of_sets=record is not None and record.threshold is not None),
                     "n_evaluated": point.n_evaluated,
                 }
                 for point in points
@@ -269,9 +269,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _interval(point: CurvePoint) -> list[float]:
+def _interval(point: CurvePoint, *, of_sets: bool) -> list[float]:
     """The 95 % interval of a point: of a measured one Wilson's; an expected one is as far off as such figures were."""
     if point.kind == "measured":
         return list(wilson_interval(round(point.accuracy * point.n_evaluated), point.n_evaluated))
-    reach = Z_95 * CONFIDENCE_ERROR
+    reach = Z_95 * confidence_error(of_sets=of_sets)
     return [max(0.0, point.accuracy - reach), min(1.0, point.accuracy + reach)]

@@ -201,6 +201,7 @@ class Evaluator:
                 target=self._settings.target_accuracy,
                 horizon=self._settings.window_size,
                 n_unlabeled=len(pool),
+                of_sets=head is not None and head.threshold is not None,
             ),
             n_suspects=len(suspects),
             suspects=suspects[:MAX_SUSPECTS],
