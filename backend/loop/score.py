@@ -47,11 +47,11 @@ class Scores:
 
     def confidence(self, row: int) -> float:
         """How likely the prediction of one row is to be right, 0..1; of a set, altogether."""
-        return float(self.head.confidence(self.probabilities[[row]])[0])
+        return float(self.head.confidence(self.probabilities[row : row + 1])[0])
 
     def result(self, config: ChoicesConfig, row: int) -> list[dict[str, Any]]:
         """Label Studio's `result` for one row."""
-        (label,) = self.head.predicted(self.probabilities[[row]])
+        (label,) = self.head.predicted(self.probabilities[row : row + 1])
         by_class = dict(zip(self.head.classes, self.probabilities[row].tolist(), strict=True))
         return prediction_result(config, label, self.confidence(row), by_class)
 

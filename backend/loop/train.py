@@ -224,7 +224,7 @@ class Trainer:
             labels=inputs.labels,
             n_classes=len(inputs.config.labels),
             previous_seed=self._previous_seed(previous, inputs.backbone),
-            chosen=_chosen(previous, inputs.backbone),
+            chosen=_chosen(previous, inputs.backbone, several=inputs.config.several),
             start=self._start(project_id, inputs.pool),
             seen=inputs.seen,
         )
@@ -288,9 +288,11 @@ def _prelabels(record: VersionRecord) -> tuple[bool, float]:
     return record.prelabels, record.prelabels_from
 
 
-def _chosen(previous: VersionRecord | None, backbone: Backbone) -> Chosen | None:
-    """The settings that the evaluation of an earlier version chose for the heads after it."""
+def _chosen(previous: VersionRecord | None, backbone: Backbone, *, several: bool) -> Chosen | None:
+    """The settings that the evaluation of an earlier version chose for the heads after it, if they are of its kind."""
     if previous is None or not previous.chosen or previous.fingerprint != backbone.fingerprint:
+        return None
+    if (previous.threshold is not None) != several:
         return None
     try:
         return Chosen(HeadSettings(**previous.chosen), previous.evaluated_labels)

@@ -20,12 +20,13 @@ class Measurement:
     all of it must be.
 
     unknown_classes: labels of the split that the head has never been trained on → how many tasks have them; these
-    tasks count as wrong.
+    `n_unknown` tasks count as wrong.
     """
 
     n_tasks: int
     n_right: int
     unknown_classes: Mapping[str, int]
+    n_unknown: int
 
     @property
     def kind(self) -> str:
@@ -91,8 +92,9 @@ def measure(head: Head, table: EmbeddingTable, labels: TrainingLabels) -> Measur
     truth = [labels.validation[task_id] for task_id in task_ids.tolist()]
     found = head.predicted(head.predict_proba(table.embeddings[rows]))
     n_right = sum(guess == label for guess, label in zip(found, truth, strict=True))
-    unknown = Counter(name for label in truth for name in names_of(label) if name not in head.classes)
-    return Measurement(len(rows), n_right, unknown)
+    unknown = [[name for name in names_of(label) if name not in head.classes] for label in truth]
+    by_class = Counter(name for names in unknown for name in names)
+    return Measurement(len(rows), n_right, by_class, sum(map(bool, unknown)))
 
 
 def describe(
@@ -110,7 +112,7 @@ def describe(
     if measured is not None and measured.unknown_classes:
         named = ", ".join(f"{label!r} ({n})" for label, n in sorted(measured.unknown_classes.items()))
         return (
-            f"{sum(measured.unknown_classes.values())} of {measured.n_tasks} validation tasks have a class no training "
+            f"{measured.n_unknown} of {measured.n_tasks} validation tasks have a class no training "
             f"label has yet and count as wrong: {named}"
         )
     if measured is not None:

@@ -20,6 +20,7 @@ from backend.learning.head import Head
 from backend.loop.map import MOST_SETS, OTHER_SETS, PREDICTIONS, frequent_sets
 from backend.loop.rounds import Stopwatch
 from backend.loop.score import scores_of
+from backend.loop.train import _chosen
 from backend.schema import TrainingLabels, ValidationFilter, VersionRecord, text_of
 
 COLOURS = '<Choice value="red"/><Choice value="green"/>'
@@ -194,6 +195,7 @@ def test_accuracy_is_measured_on_the_validation_split(colours: World) -> None:
     assert record.accuracy == pytest.approx(np.mean(right))
     assert record.accuracy_kind == "measured on 12 validation tasks"
     assert record.validation_note is not None
+    assert "6 of 12 validation tasks have a class no training label has yet" in record.validation_note
     assert "'green' (6)" in record.validation_note
     assert record.label_figures is not None
     green = next(item for item in record.label_figures["labels"] if item["label"] == "green")
@@ -350,6 +352,9 @@ def test_changing_how_many_labels_an_image_may_have_starts_anew(world: World, be
     second = world.services.trainer.retrain(1)
     assert second is not None
     assert (first.threshold is None) != (second.threshold is None)
+    assert first.chosen is not None
+    chosen = _chosen(first, world.backbone, several=second.threshold is not None)
+    assert chosen is None, "settings of heads of the other kind"
     assert (second.accuracy, second.learning_curve, second.evaluated_version) == (None, [], None)
     assert second.labels_used == 8
     with pytest.raises(VersionUnusableError, match="per image, and the labeling config now asks for"):
