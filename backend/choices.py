@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import LabelingConfigError
-from backend.schema import AnnotatedTask, Annotation, Label, SeveralAnswers, TrainingLabels, names_of
+from backend.labels import Label, names_of
+from backend.schema import AnnotatedTask, Annotation, SeveralAnswers, TrainingLabels
 
 logger = logging.getLogger(__name__)
 

@@ -7,28 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
+from backend.labels import Label
+
 UNTRAINED = "untrained"
 """Model version given with answers made before any version is published."""
-
-Label = str | tuple[str, ...]
-"""What an image is labeled with: a class, or where it may have several the set of them, sorted; () is none of them."""
-
-NONE_OF_THESE = "none of these"
-"""What people read for the empty set of labels."""
 
 VersionKind = Literal["seed", "model"]
 CurveKind = Literal["measured", "expected"]
 FinetuningOutcome = Literal["begun", "failed", "rejected", "adopted", "in_use"]
-
-
-def names_of(label: Label) -> tuple[str, ...]:
-    """The classes of a label: itself, or those of the set."""
-    return (label,) if isinstance(label, str) else label
-
-
-def text_of(label: Label) -> str:
-    """A label as people read it: the class, or the classes of the set with commas."""
-    return label if isinstance(label, str) else ", ".join(label) or NONE_OF_THESE
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from PIL import Image, ImageOps
 from threadpoolctl import threadpool_limits
 
 from backend.config import Settings
+from backend.labels import NONE_OF_THESE, Label
 from backend.learning.head import Head
 from backend.learning.label_sets import membership, set_figures
 from backend.loop.simulate import STRATEGIES, LabeledImages, Simulation, embed_folder
-from backend.schema import NONE_OF_THESE, Label
 from backend.services import Services
 from benchmarks import RESULTS, SHARED, WEIGHTS
 

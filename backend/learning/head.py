@@ -12,13 +12,13 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 from backend.errors import FitInterruptedError
+from backend.labels import Label
 from backend.learning import label_sets
 from backend.learning.calibration import calibration_error, fit_temperature, log_loss
 from backend.learning.features import Features, FeatureSpace, evenly_spaced, principal_axes
 from backend.learning.label_sets import DEFAULT_THRESHOLD
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.learning.spreading import spread_label_sets, spread_labels
-from backend.schema import Label
 
 Floats = NDArray[np.float64]
 

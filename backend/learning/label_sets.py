@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.schema import Label, names_of
+from backend.labels import Label, names_of
 
 Floats = NDArray[np.float64]
 

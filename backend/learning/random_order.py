@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.labels import Label
 from backend.learning.head import HeadSettings, fit
 from backend.learning.intervals import wilson_interval
 from backend.learning.label_sets import can_be_told_apart, share_right
 from backend.learning.pool import Pool
-from backend.schema import Label
 
 N_SIZES = 6
 """Numbers of labels at which the curve is measured."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.labels import NONE_OF_THESE, Label, text_of
 from backend.learning.annotators import krippendorff_alpha, label_probabilities, label_weights, pairwise_agreement
 from backend.learning.label_sets import membership, named_classes
-from backend.schema import NONE_OF_THESE, Label, SeveralAnswers, TrainingLabels, text_of
+from backend.schema import SeveralAnswers, TrainingLabels
 
 _SAME = 1e-6  # probabilities that differ by less are equal
 

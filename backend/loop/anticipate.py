@@ -16,13 +16,14 @@ import numpy as np
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.errors import FitInterruptedError
+from backend.labels import Label
 from backend.learning.head import FitResult
 from backend.learning.label_sets import likeliest_sets
 from backend.learning.later_rounds import ASK_OUT_OF_FOLD, LATER_ROUND_STRATEGIES
 from backend.learning.pool import Pool
 from backend.loop.rounds import POOLS_KEPT, Chosen, Round, RoundHead, Stopwatch, plan_round
 from backend.loop.seed import Seed
-from backend.schema import Label, TrainingLabels
+from backend.schema import TrainingLabels
 
 LIKELIEST = 3
 """Answers that are planned for. The next image is one the head is unsure of: its first guess is often wrong."""

@@ -13,6 +13,7 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
 from backend.config import Settings
+from backend.labels import Label, names_of
 from backend.learning.pool import Pool
 from backend.loop.agreement import weighed
 from backend.loop.backbones import BACKBONE_WARNING, ProjectBackbones
@@ -22,7 +23,7 @@ from backend.loop.projects import register_project
 from backend.loop.rounds import Pools, Stopwatch, trainable
 from backend.loop.shards import WorkingSet
 from backend.loop.validation import keep_aside
-from backend.schema import AnnotatedTask, Label, Project, TrainingLabels, ValidationSplit, names_of
+from backend.schema import AnnotatedTask, Project, TrainingLabels, ValidationSplit
 
 EMBED_IN_JOB = 256
 """Labeled tasks without embedding that a retrain embeds itself; more than that wait for the embedding jobs."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.errors import FitInterruptedError
+from backend.labels import Label, text_of
 from backend.learning import label_sets
 from backend.learning.calibration import calibration_error, reliability_bins
 from backend.learning.confusion import confusion_matrix
@@ -23,7 +24,7 @@ from backend.learning.head import CrossValidation, Head, HeadSettings
 from backend.learning.label_sets import membership, named_classes, set_figures
 from backend.learning.pool import Pool
 from backend.learning.random_order import LEAST_LABELS, curve_sizes, random_curve
-from backend.schema import Label, TrainingLabels, text_of
+from backend.schema import TrainingLabels
 
 RANDOM_ORDER_S = 1.5
 """Longest time for random order's curve; draws not ended by then are left out."""

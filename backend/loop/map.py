@@ -31,6 +31,7 @@ from backend.adapters.registry import KeptArrays, Registry
 from backend.choices import parse_labeling_config
 from backend.config import Settings
 from backend.errors import ProjectBusyError, RedisUnavailableError
+from backend.labels import Label, text_of
 from backend.learning.acquisition import utilities
 from backend.learning.features import CENTRE_ROWS, FeatureSpace, evenly_spaced
 from backend.learning.head import BLOCK_ROWS, Head
@@ -41,7 +42,7 @@ from backend.loop.inputs import Inputs, labels_digest
 from backend.loop.projects import check_known
 from backend.loop.retries import Retries
 from backend.loop.shards import image_keys
-from backend.schema import Label, MapSource, VersionRecord, text_of
+from backend.schema import MapSource, VersionRecord
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,12 @@ import numpy as np
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.choices import parse_labeling_config
 from backend.errors import LabelingConfigError
+from backend.labels import Label, text_of
 from backend.learning.head import CrossValidation, Head
 from backend.learning.label_sets import membership
 from backend.learning.learning_curve import confidence_error, forecast
 from backend.learning.suspects import Suspect, find_set_suspects, find_suspects
-from backend.schema import CurvePoint, Label, TrainingLabels, VersionRecord, text_of
+from backend.schema import CurvePoint, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
 

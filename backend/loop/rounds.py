@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
+from backend.labels import names_of
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import (
     DETAIL_WEIGHTS,
@@ -44,7 +45,7 @@ from backend.logs import in_log_context
 from backend.loop.queue import build_window
 from backend.loop.score import Scores, scores_of
 from backend.loop.seed import Seed, select_seed
-from backend.schema import TrainingLabels, names_of
+from backend.schema import TrainingLabels
 
 logger = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.images import decode
 from backend.config import Settings
 from backend.errors import ImageError, SelectionError
+from backend.labels import Label
 from backend.learning.features import normalise, plain_space
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import Head, fit_head
@@ -33,7 +34,7 @@ from backend.learning.label_sets import named_classes, share_right
 from backend.learning.pool import Pool
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches
 from backend.loop.rounds import Round, Stopwatch, evaluate_labels, plan_round
-from backend.schema import Label, TrainingLabels
+from backend.schema import TrainingLabels
 
 logger = logging.getLogger(__name__)
 

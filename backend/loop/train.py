@@ -20,6 +20,7 @@ from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig
 from backend.config import Settings
 from backend.errors import LabelStudioError
+from backend.labels import names_of
 from backend.learning.head import FitResult, HeadSettings
 from backend.learning.label_sets import can_be_told_apart
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
@@ -33,7 +34,7 @@ from backend.loop.rounds import Chosen, Round, Stopwatch
 from backend.loop.seed import Seed
 from backend.loop.shards import Shards
 from backend.loop.versions import KeptVersion, Versions
-from backend.schema import QueueEntry, TrainingLabels, VersionRecord, names_of
+from backend.schema import QueueEntry, TrainingLabels, VersionRecord
 
 logger = logging.getLogger(__name__)
 

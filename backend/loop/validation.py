@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from backend.adapters.embedding_store import EmbeddingTable
+from backend.labels import names_of
 from backend.learning.head import Head
 from backend.learning.intervals import wilson_interval
-from backend.schema import AnnotatedTask, TrainingLabels, ValidationFilter, ValidationSplit, names_of
+from backend.schema import AnnotatedTask, TrainingLabels, ValidationFilter, ValidationSplit
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score
 
 from backend.errors import FitInterruptedError
+from backend.labels import Label, names_of, text_of
 from backend.learning import acquisition, label_sets, later_rounds, spreading
 from backend.learning import head as head_module
 from backend.learning.features import plain_space
@@ -18,7 +19,6 @@ from backend.learning.head import FitResult, HeadSettings, choose_settings, fit,
 from backend.learning.later_rounds import LATER_ROUND_STRATEGIES, RoundState
 from backend.learning.pool import Pool
 from backend.learning.suspects import Suspect, find_set_suspects
-from backend.schema import Label, names_of, text_of
 
 PETS = ("cat", "dog")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import CATS, DOGS, World, add_cats_and_dogs, label, retrain
 
+from backend.labels import Label
 from backend.learning.head import HeadSettings
 from backend.loop.judgement import (
     NO_SPLIT,
@@ -18,7 +19,7 @@ from backend.loop.judgement import (
     predicted_counts,
     random_order,
 )
-from backend.schema import Label, TrainingLabels, ValidationFilter, VersionRecord
+from backend.schema import TrainingLabels, ValidationFilter, VersionRecord
 
 
 @pytest.fixture

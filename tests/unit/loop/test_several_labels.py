@@ -14,6 +14,7 @@ from fakes import World, retrain, rgb
 
 from backend import worker
 from backend.errors import VersionUnusableError
+from backend.labels import text_of
 from backend.learning import label_sets
 from backend.learning.acquisition import utilities
 from backend.learning.head import Head
@@ -21,7 +22,7 @@ from backend.loop.map import MOST_SETS, OTHER_SETS, PREDICTIONS, frequent_sets
 from backend.loop.rounds import Stopwatch
 from backend.loop.score import scores_of
 from backend.loop.train import _chosen
-from backend.schema import TrainingLabels, ValidationFilter, VersionRecord, text_of
+from backend.schema import TrainingLabels, ValidationFilter, VersionRecord
 
 COLOURS = '<Choice value="red"/><Choice value="green"/>'
 SEVERAL = (
