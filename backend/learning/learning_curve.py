@@ -68,7 +68,7 @@ CONFIDENCE_ERROR = 0.03
 """Standard deviation of mean confidence around accuracy, its `shared_error`; measured on the same sets and with the
 same learner as `PACE_SPREAD`."""
 
-SET_CONFIDENCE_ERROR = 0.07
+SET_CONFIDENCE_ERROR = 0.08
 """The same of the mean confidence that a whole set of labels is right: probabilities of labels are multiplied as if
 they came independently of each other. Measured on pairs of photos, 20 to 120 labels; see docs/several-labels.md."""
 
