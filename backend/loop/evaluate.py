@@ -44,6 +44,8 @@ _LABELED_BECAUSE_HARD = (
 )
 CROSS_VALIDATED = f"cross-validated on the labeled tasks, {_LABELED_BECAUSE_HARD}"
 
+WHOLE_SETS = "an image is right if all its labels are"
+
 _CARRIED = (
     "accuracy", "accuracy_kind", "accuracy_interval", "log_loss", "cross_validated_accuracy", "calibration_error",
     "expected_accuracy", "validation_tasks", "validation_labels", "validation_note", "forecast", "n_suspects",
@@ -185,7 +187,7 @@ class Evaluator:
         return replace(
             record,
             accuracy=measured.accuracy if measured else evaluation.accuracy if evaluation else None,
-            accuracy_kind=measured.kind if measured else _how_cross_validated(evaluation, inputs.seen),
+            accuracy_kind=_of_sets(measured.kind if measured else _how_cross_validated(evaluation, inputs.seen), head),
             accuracy_interval=list(measured.interval) if measured else None,
             log_loss=evaluation.log_loss if evaluation else None,
             cross_validated_accuracy=evaluation.accuracy if evaluation else None,
@@ -242,7 +244,7 @@ class Evaluator:
         return replace(
             judged,
             accuracy=measured.accuracy,
-            accuracy_kind=measured.kind,
+            accuracy_kind=_of_sets(measured.kind, head),
             accuracy_interval=list(measured.interval),
             **judgement_fields(judged_images(head, [], None, table, labels)),
         )
@@ -316,6 +318,11 @@ def _ready_weights(pool: Pool, record: VersionRecord) -> Sequence[float]:
     """Weights of the details that the next head can have without a wait; the others are being prepared."""
     in_use = DEFAULT_DETAIL_WEIGHT if record.detail_weight is None else record.detail_weight
     return [weight for weight in DETAIL_WEIGHTS if weight == in_use or pool.is_ready(weight)]
+
+
+def _of_sets(kind: str | None, head: Head | None) -> str | None:
+    """What `accuracy_kind` says, with what counts as right where images may have several labels."""
+    return f"{kind}; {WHOLE_SETS}" if kind and head is not None and head.threshold is not None else kind
 
 
 def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:

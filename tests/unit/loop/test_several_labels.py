@@ -176,6 +176,10 @@ def test_accuracy_is_the_share_of_sets_that_are_right(colours: World) -> None:
     assert figures is not None
     assert record.accuracy == record.cross_validated_accuracy == pytest.approx(figures["exact_match"], abs=1e-6)
     assert figures["label_accuracy"] >= figures["exact_match"]
+    assert record.accuracy_kind is not None
+    assert record.accuracy_kind.endswith("; an image is right if all its labels are")
+    assert record.forecast is not None
+    assert "all labels of an image are right" in record.forecast["basis"]
     assert [item["label"] for item in figures["labels"]] == ["green", "red"]
     assert record.predicted_by_class is not None
     assert set(record.predicted_by_class) == {"green", "red"}
@@ -194,7 +198,7 @@ def test_accuracy_is_measured_on_the_validation_split(colours: World) -> None:
     found = head.predicted(head.predict_proba(table.embeddings[12:]))
     right = [guess == TRUTH[task_id] for task_id, guess in enumerate(found, start=13)]
     assert record.accuracy == pytest.approx(np.mean(right))
-    assert record.accuracy_kind == "measured on 12 validation tasks"
+    assert record.accuracy_kind == "measured on 12 validation tasks; an image is right if all its labels are"
     assert record.validation_note is not None
     assert "6 of 12 validation tasks have a class no training label has yet" in record.validation_note
     assert "'green' (6)" in record.validation_note
