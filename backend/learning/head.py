@@ -668,7 +668,7 @@ class _Problem:
         total = float(row_weights.sum(dtype=np.float64)) / row_weights.shape[1]  # the loss is divided by it
         penalty = np.append(np.full(shape[0] - 1, 1 / (strength * total)), 0.0)  # (R + 1,)
         share = row_weights.mean(axis=1) / total  # (N,)
-        curvature = share @ rows**2 * self._curvature + penalty
+        curvature = share @ rows**2 / self._flatness + penalty
         unscale = 1 / np.sqrt(curvature)[:, None]
         doubt = (self.doubt / total).astype(kind)  # (F,), (F, C)
         scaled_weights = (row_weights / total).reshape(n_rows, n_problems, -1).astype(kind)
@@ -698,9 +698,9 @@ class _Problem:
         return solution
 
     @property
-    def _curvature(self) -> float:
-        """About what the loss curves by along a logit."""
-        return 1 / int(self.targets.shape[2])
+    def _flatness(self) -> int:
+        """By about what the loss curves less along a logit than its square would."""
+        return int(self.targets.shape[2])
 
     @staticmethod
     def _probabilities(logits: Floats) -> Floats:
@@ -736,8 +736,8 @@ class _SetProblem(_Problem):
     kind = "sets"
 
     @property
-    def _curvature(self) -> float:
-        return 1 / 4
+    def _flatness(self) -> int:
+        return 4
 
     @staticmethod
     def _probabilities(logits: Floats) -> Floats:
