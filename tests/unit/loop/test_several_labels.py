@@ -13,7 +13,8 @@ import pytest
 from fakes import World, retrain, rgb
 
 from backend import worker
-from backend.errors import VersionUnusableError
+from backend.config import Settings
+from backend.errors import SelectionError, VersionUnusableError
 from backend.labels import text_of
 from backend.learning import label_sets
 from backend.learning.acquisition import utilities
@@ -21,6 +22,7 @@ from backend.learning.head import Head
 from backend.loop.map import MOST_SETS, OTHER_SETS, PREDICTIONS, frequent_sets
 from backend.loop.rounds import Stopwatch
 from backend.loop.score import scores_of
+from backend.loop.simulate import LabeledImages, simulate
 from backend.loop.train import _chosen
 from backend.schema import TrainingLabels, ValidationFilter, VersionRecord
 
@@ -405,3 +407,16 @@ def test_the_digest_of_sets_can_be_worked_out_from_an_export(colours: World) -> 
     answer(colours, 1, 3, 4)
     record = retrain(colours)
     assert record.labels_digest == hashlib.sha256(b"1\tred\n3\tgreen\tred\n4\n").hexdigest()
+
+
+def test_a_simulation_of_sets_counts_whole_sets() -> None:
+    """The service learns them from class folders that stand for sets; `baseline` knows one label per image."""
+    pictures = np.array([[30 * ("red" in TRUTH[n]), 30 * ("green" in TRUTH[n]), n % 5] for n in TRUTH] * 3, np.float16)
+    sets = list(TRUTH.values()) * 3
+    images = LabeledImages(pictures, np.array([text_of(label) for label in sets]), 0, 0, sets)
+    settings = Settings(seed_size=8, window_size=4)
+    options: dict[str, Any] = {"budgets": [12], "n_seeds": 1, "settings": settings, "step": 4}
+    (row,) = simulate(images, strategies=["default"], **options)
+    assert row.accuracy > 0.7
+    with pytest.raises(SelectionError, match="one label per image"):
+        list(simulate(images, strategies=["baseline"], **options))
