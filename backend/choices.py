@@ -1,4 +1,8 @@
-"""The one kind of label known so far: a single `Choices` on one `Image`.
+"""The kinds of label known: `Choices` on one `Image`, of which an image has one (`choice="single"`) or several
+(`choice="multiple"`).
+
+With several, what is submitted is the whole answer: labels that are not chosen are not on the image, and an annotation
+without any choice says that none of them is.
 
 Everything that depends on the kind of label stands here: which labeling configs are understood, what annotations mean
 for training, and what a prediction looks like. Another kind of label is another module like this one.
@@ -13,21 +17,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.errors import LabelingConfigError
+from backend.labels import Label, names_of
 from backend.schema import AnnotatedTask, Annotation, SeveralAnswers, TrainingLabels
 
 logger = logging.getLogger(__name__)
 
-_EXPECTED = 'this backend learns from exactly one <Choices choice="single"> with <Choice> values on one <Image>'
+_EXPECTED = (
+    'this backend learns from exactly one <Choices>, choice="single" or "multiple", with <Choice> values on one <Image>'
+)
+
+
+Ballot = tuple[Annotation, Label]
+"""An annotation and what it says."""
 
 
 @dataclass(frozen=True)
 class ChoicesConfig:
-    """What the labeling config says: the names of its two tags, the task field with the image, the labels offered."""
+    """What the labeling config says: the names of its two tags, the task field with the image, the labels offered, and
+    whether an image may have several of them.
+    """
 
     from_name: str
     to_name: str
     image_field: str
     labels: tuple[str, ...]
+    several: bool = False
 
 
 def parse_labeling_config(label_config: str) -> ChoicesConfig:
@@ -57,30 +71,33 @@ def parse_labeling_config(label_config: str) -> ChoicesConfig:
         raise LabelingConfigError(f"{count}; {_EXPECTED}")
     control = candidates[0]
     mode = control.attr.get("choice", "single")
-    if mode not in ("single", "single-radio"):
+    if mode not in ("single", "single-radio", "multiple"):
         raise LabelingConfigError(f'<Choices name="{control.name}"> has choice="{mode}"; {_EXPECTED}')
     if control.attr.get("perRegion", "false").lower() == "true":
         raise LabelingConfigError(f'<Choices name="{control.name}"> is per region; {_EXPECTED}')
     labels = tuple(control.labels or ())
-    if len(labels) < 2:
+    needed = 1 if mode == "multiple" else 2  # one that an image has or has not says something
+    if len(labels) < needed:
         raise LabelingConfigError(
-            f'<Choices name="{control.name}"> offers {len(labels)} fixed labels, at least two are needed; {_EXPECTED}'
+            f'<Choices name="{control.name}"> offers {len(labels)} fixed labels, at least {needed} are needed; '
+            f"{_EXPECTED}"
         )
     to_name = next(name for name in control.to_name if name in images)
     image_field = (images[to_name].attr.get("value") or "").lstrip("$")
     if not image_field:
         raise LabelingConfigError(f'<Image name="{to_name}"> has no value="$field"; {_EXPECTED}')
-    return ChoicesConfig(control.name, to_name, image_field, labels)
+    return ChoicesConfig(control.name, to_name, image_field, labels, mode == "multiple")
 
 
 def read_labels(config: ChoicesConfig, annotated_tasks: Iterable[AnnotatedTask]) -> TrainingLabels:
     """What the annotations mean for training.
 
     A task with several annotations gets one label: that of its ground truth if there is one, else the most frequent,
-    and among equals the one given last. Of each person the last annotation counts; what several people answered is kept
-    in `several`.
+    and among equals the one given last. Where an image may have several labels, it has each that most say it has, or of
+    equal numbers the one who answered last. Of each person the last annotation counts; what several people answered is
+    kept in `several`.
     """
-    labels: dict[int, str] = {}
+    labels: dict[int, Label] = {}
     several: dict[int, SeveralAnswers] = {}
     answered: set[int] = set()
     skipped: set[int] = set()
@@ -92,11 +109,15 @@ def read_labels(config: ChoicesConfig, annotated_tasks: Iterable[AnnotatedTask])
                 skipped.add(item.task.id)
             continue
         answered.add(item.task.id)
-        votes = [(annotation, _choice_of(config, annotation)) for annotation in submitted]
-        known = [(annotation, label) for annotation, label in votes if label in config.labels]
+        votes = [(annotation, _label_of(config, annotation)) for annotation in submitted]
+        known = [
+            (annotation, label)
+            for annotation, label in votes
+            if label is not None and set(names_of(label)) <= set(config.labels)
+        ]
         if known:
             ballots = _ballots(known)
-            labels[item.task.id] = _consensus(ballots)
+            labels[item.task.id] = _set_consensus(ballots) if config.several else _consensus(ballots)
             if len(ballots) > 1:
                 several[item.task.id] = _several(ballots)
         else:
@@ -110,41 +131,56 @@ def agreed_tasks(config: ChoicesConfig, annotated_tasks: Iterable[AnnotatedTask]
         item.task.id
         for item in annotated_tasks
         if item.task.id in labels.labels
-        and [_choice_of(config, annotation) for annotation in item.annotations if not annotation.was_cancelled].count(
+        and [_label_of(config, annotation) for annotation in item.annotations if not annotation.was_cancelled].count(
             labels.labels[item.task.id]
         )
         >= 2
     }
 
 
-def prediction_result(config: ChoicesConfig, probabilities: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The `result` of a Label Studio prediction: the likeliest label, its confidence and that of every class."""
-    label = max(probabilities, key=lambda name: probabilities[name])
-    confidence = {name: round(float(value), 6) for name, value in probabilities.items()}
+def prediction_result(
+    config: ChoicesConfig, label: Label, confidence: float, probabilities: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The `result` of a Label Studio prediction: a label, how sure it is, and how likely every class is.
+
+    Labels of a set stand in the order of the labeling config. None of them is what Label Studio makes of it: nothing.
+    """
+    names = [name for name in config.labels if name in names_of(label)] if config.several else list(names_of(label))
+    if not names:
+        return []
     return [
         {
             "from_name": config.from_name,
             "to_name": config.to_name,
             "type": "choices",
-            "value": {"choices": [label]},
-            "score": confidence[label],
-            "meta": {"confidence": confidence},
+            "value": {"choices": names},
+            "score": round(float(confidence), 6),
+            "meta": {"confidence": {name: round(float(value), 6) for name, value in probabilities.items()}},
         }
     ]
 
 
-def _choice_of(config: ChoicesConfig, annotation: Annotation) -> str | None:
-    for region in annotation.result:
-        if region.get("from_name") != config.from_name or region.get("type") != "choices":
-            continue
-        value = region.get("value")
-        choices = value.get("choices") if isinstance(value, Mapping) else None
-        if isinstance(choices, Sequence) and not isinstance(choices, str) and len(choices) == 1:
-            return str(choices[0])
-    return None
+def _label_of(config: ChoicesConfig, annotation: Annotation) -> Label | None:
+    """What an annotation says; None where it says nothing that could be meant."""
+    found = [
+        _texts(region.get("value"))
+        for region in annotation.result
+        if region.get("from_name") == config.from_name and region.get("type") == "choices"
+    ]
+    if not config.several:
+        return next((choices[0] for choices in found if choices is not None and len(choices) == 1), None)
+    if any(choices is None for choices in found):
+        return None
+    return tuple(sorted({name for choices in found for name in choices or ()}))
 
 
-def _ballots(known: Sequence[tuple[Annotation, str | None]]) -> Sequence[tuple[Annotation, str | None]]:
+def _texts(value: Any) -> list[str] | None:
+    choices = value.get("choices") if isinstance(value, Mapping) else None
+    is_list = isinstance(choices, Sequence) and not isinstance(choices, str)
+    return [str(choice) for choice in choices] if is_list and choices is not None else None
+
+
+def _ballots(known: Sequence[Ballot]) -> Sequence[Ballot]:
     """Of each person the last annotation, in the order they were given, and all that are ground truth."""
     if len(known) < 2:
         return known
@@ -157,31 +193,42 @@ def _ballots(known: Sequence[tuple[Annotation, str | None]]) -> Sequence[tuple[A
     ]
 
 
-def _several(ballots: Sequence[tuple[Annotation, str | None]]) -> SeveralAnswers:
-    answers = [(annotation.completed_by, str(label)) for annotation, label in ballots]
+def _several(ballots: Sequence[Ballot]) -> SeveralAnswers:
+    answers = [(annotation.completed_by, label) for annotation, label in ballots]
     return SeveralAnswers(answers, any(annotation.ground_truth for annotation, _ in ballots))
 
 
-def _consensus(known: Sequence[tuple[Annotation, str | None]]) -> str:
-    ground_truth = [(annotation, label) for annotation, label in known if annotation.ground_truth]
-    ballots = ground_truth or known
+def _consensus(known: Sequence[Ballot]) -> Label:
+    ballots = _decisive(known)
     counts = Counter(label for _, label in ballots)
     latest = {label: (annotation.updated_at, annotation.id) for annotation, label in sorted(ballots, key=_by_time)}
-    winner = max(counts, key=lambda label: (counts[label], latest[label]))
-    assert winner is not None  # labels outside the config were taken out before
-    return winner
+    return max(counts, key=lambda label: (counts[label], latest[label]))
 
 
-def _by_time(ballot: tuple[Annotation, str | None]) -> tuple[str, int]:
+def _set_consensus(known: Sequence[Ballot]) -> Label:
+    ballots = sorted(_decisive(known), key=_by_time)
+    counts = Counter(name for _, label in ballots for name in label)
+    last = ballots[-1][1]
+    return tuple(sorted(name for name, n in counts.items() if 2 * n > len(ballots) - (name in last)))
+
+
+def _decisive(known: Sequence[Ballot]) -> Sequence[Ballot]:
+    """Those that are ground truth if any is, else all."""
+    return [ballot for ballot in known if ballot[0].ground_truth] or known
+
+
+def _by_time(ballot: Ballot) -> tuple[str, int]:
     return ballot[0].updated_at, ballot[0].id
 
 
-def _why_ignored(config: ChoicesConfig, votes: Sequence[tuple[Annotation, str | None]]) -> str:
+def _why_ignored(config: ChoicesConfig, votes: Sequence[tuple[Annotation, Label | None]]) -> str:
     annotation, label = votes[-1]
     if label is None:
-        return f"annotation {annotation.id} holds no single choice for {config.from_name!r}"
+        wanted = "a region without a list of choices" if config.several else "no single choice"
+        return f"annotation {annotation.id} holds {wanted} for {config.from_name!r}"
     offered = ", ".join(repr(name) for name in config.labels)
-    return f"annotation {annotation.id} has label {label!r}; the labeling config offers {offered}"
+    (unknown, *_) = [name for name in names_of(label) if name not in config.labels]
+    return f"annotation {annotation.id} has label {unknown!r}; the labeling config offers {offered}"
 
 
 def _first_line(exc: Exception) -> str:

@@ -471,6 +471,23 @@ def _dashboard() -> Schema:
             ),
             "type": ["object", "null"],
         },
+        "label_figures": {
+            **_object(
+                {
+                    "n_images": {"type": "integer"},
+                    "exact_match": share,
+                    "label_accuracy": share,
+                    "macro_f1": _or_null("number"),
+                    "mean_average_precision": _or_null("number"),
+                    "threshold": share,
+                    "labels": _list(_object({"label": _TEXT, "n_having": {"type": "integer"}}, "label")),
+                    "basis": _TEXT,
+                },
+                "labels",
+            ),
+            "type": ["object", "null"],
+            "description": "How well each label is told where images may have several; null where each has one.",
+        },
         "versions": _list(_object({})),
     }
     return _object(properties, *properties)

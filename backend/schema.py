@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
+from backend.labels import Label
+
 UNTRAINED = "untrained"
 """Model version given with answers made before any version is published."""
 
@@ -85,7 +87,7 @@ class SeveralAnswers:
     has_ground_truth: one of the answers is marked as ground truth, and gives the task its label.
     """
 
-    answers: Sequence[tuple[int | None, str]]
+    answers: Sequence[tuple[int | None, Label]]
     has_ground_truth: bool = False
 
 
@@ -93,24 +95,26 @@ class SeveralAnswers:
 class TrainingLabels:
     """What all annotations of a project mean for training.
 
-    labels: task id → the one label to train on.
+    labels: task id → the label to train on.
     answered: tasks with a submitted annotation; they leave the pool, whether or not a label could be read from it.
     skipped: tasks that were only skipped; they stay in the pool, behind all others.
     ignored: task id → why its annotations give no label (a label the config no longer offers, an empty result).
     validation: task id → label, of the validation split; never trained on, so not in `labels`.
     reserved: all tasks of the validation split, labeled or not; they are never in the pool.
     several: the tasks that several people answered, of the split or not, with what they answered.
-    weights: task id → how much its label counts, 0 to 1, where that is less than whole; see `loop.agreement`.
+    weights: task id → how much its label counts, 0 to 1, where that is less than whole; see `loop.agreement`. Where an
+        image may have several labels, how much each class of the labeling config counts, whether the image has it or
+        not.
     """
 
-    labels: Mapping[int, str]
+    labels: Mapping[int, Label]
     answered: frozenset[int]
     skipped: frozenset[int]
     ignored: Mapping[int, str]
-    validation: Mapping[int, str] = field(default_factory=dict)
+    validation: Mapping[int, Label] = field(default_factory=dict)
     reserved: frozenset[int] = frozenset()
     several: Mapping[int, SeveralAnswers] = field(default_factory=dict)
-    weights: Mapping[int, float] = field(default_factory=dict)
+    weights: Mapping[int, float | Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -292,6 +296,10 @@ class VersionRecord:
     reasons: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # task id → why it is in the window
     score_order: str = "ascending"  # which of the scores pushed come first; a record of an earlier release: the lowest
     last_answer_at: str | None = None  # when the newest answer it knows was given or changed, by Label Studio's clock
+    threshold: float | None = None  # of a head that predicts several labels per image, see `learning.head.Head`
+    label_figures: Mapping[str, Any] | None = (
+        None  # of each label by itself where images have several; `loop.judgement`
+    )
 
     EVALUATION: ClassVar[frozenset[str]] = frozenset(
         {
@@ -299,7 +307,7 @@ class VersionRecord:
             "calibration_error", "expected_accuracy", "validation_tasks", "validation_labels", "validation_note",
             "learning_curve", "forecast", "n_suspects", "suspects", "evaluated_version", "evaluated_labels", "chosen",
             "agreement", "n_disagreements", "disagreements", "confusion", "calibration", "predicted_by_class",
-            "random_order", "reasons",
+            "random_order", "reasons", "label_figures",
         }
     )  # fmt: skip
     """The fields that an evaluation says anew, after the version is published; all others never change."""

@@ -246,7 +246,9 @@ def play(images: LabeledImages, seed: int, n_labels: int) -> Iterator[Look]:
         if plan.scores is None or plan.fitted is None:
             continue
         p = plan.scores.probabilities
-        right = np.asarray(plan.scores.classes)[p.argmax(axis=1)] == [simulation.truth[i] for i in plan.pool.tolist()]
+        right = np.asarray(plan.scores.head.classes)[p.argmax(axis=1)] == [
+            simulation.truth[i] for i in plan.pool.tolist()
+        ]
         following_rows = np.searchsorted(plan.pool, [task_id for task_id, _ in plan.window])
         of_window = [(round(float(p[row].max()), 4), int(right[row])) for row in following_rows.tolist()]
         held_out = simulation.accuracy(plan.fitted.head)

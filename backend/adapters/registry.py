@@ -528,7 +528,8 @@ def head_of_bytes(record: VersionRecord, content: bytes) -> Head:
 
     tensors = load(content)
     space = FeatureSpace(tensors["scale"], tensors["centre"])
-    return Head(tuple(record.classes), tensors["weights"], tensors["bias"], space, float(record.strength or 0.0))
+    strength = float(record.strength or 0.0)
+    return Head(tuple(record.classes), tensors["weights"], tensors["bias"], space, strength, record.threshold)
 
 
 def _tensors(head: Head) -> dict[str, NDArray[np.float32]]:

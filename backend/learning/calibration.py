@@ -20,7 +20,8 @@ N_BINS = 10
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
-    """The temperature that fits the classes (N,) best when it divides logits (N, C) of images not trained on.
+    """The temperature that fits the classes (N,) best when it divides logits (N, C) of images not trained on; or the
+    labels (N, C) of each image, 0 or 1, as `log_loss`.
 
     Temperature scaling (Guo et al. 2017, https://arxiv.org/abs/1706.04599): above 1 the probabilities were too bold,
     below too timid; the order of classes stays. Found by log-loss, with a pull to 1 (`PRIOR_LABELS`).
@@ -39,20 +40,25 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
 
 
 def log_loss(logits: ArrayLike, targets: ArrayLike) -> float:
-    """Mean of -ln(probability of the class), nats, of logits (N, C) and classes (N,)."""
-    rows = np.asarray(logits, dtype=np.float64)
-    given = rows[np.arange(len(rows)), np.asarray(targets, dtype=np.intp)]
+    """Mean of -ln(probability of the class), nats, of logits (N, C) and classes (N,).
+
+    Targets (N, C) say of each label whether the image has it, 1 or 0: then the mean is over all N·C of these.
+    """
+    rows, given = np.asarray(logits, dtype=np.float64), np.asarray(targets, dtype=np.intp)
+    if given.ndim == 2:
+        return float(np.mean(np.logaddexp(0, np.where(given == 1, -rows, rows))))
+    given = rows[np.arange(len(rows)), given]
     return float(np.mean(logsumexp(rows, axis=1) - given))
 
 
-def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """How far confidence and accuracy lie apart, 0..1, of probabilities (N, C) and classes (N,).
+def calibration_error(confidence: ArrayLike, is_right: ArrayLike) -> float:
+    """How far confidence (N,) and accuracy lie apart, 0..1; `is_right` (N,) says which predictions were right.
 
-    Images are binned by confidence (the largest probability) into `N_BINS` bins of equal width; the error is the mean
-    over images of |accuracy of the bin - its mean confidence| (Naeini et al. 2015; Guo et al. 2017). With N images
-    even perfect probabilities show an error of about the square root of N_BINS / N / 4.
+    Images are binned by confidence into `N_BINS` bins of equal width; the error is the mean over images of |accuracy of
+    the bin - its mean confidence| (Naeini et al. 2015; Guo et al. 2017). With N images even perfect probabilities show
+    an error of about the square root of N_BINS / N / 4.
     """
-    bins = reliability_bins(probabilities, targets)
+    bins = reliability_bins(confidence, is_right)
     return sum(item.n * abs(item.accuracy - item.confidence) for item in bins) / sum(item.n for item in bins)
 
 
@@ -68,19 +74,14 @@ class ReliabilityBin:
     n: int
 
 
-def reliability_bins(probabilities: ArrayLike, targets: ArrayLike) -> list[ReliabilityBin]:
-    """The bins of `expected_calibration_error` that hold an image, by ascending confidence.
-
-    A class (N,) that is no column, such as -1, is one that no prediction can be.
-    """
-    rows = np.asarray(probabilities, dtype=np.float64)
-    if not len(rows):
+def reliability_bins(confidence: ArrayLike, is_right: ArrayLike) -> list[ReliabilityBin]:
+    """The bins of `calibration_error` that hold an image, by ascending confidence."""
+    confidence = np.asarray(confidence, dtype=np.float64)
+    if not len(confidence):
         return []
-    confidence = rows.max(axis=1)
-    is_right = rows.argmax(axis=1) == np.asarray(targets)
     bins: NDArray[np.intp] = np.minimum((confidence * N_BINS).astype(np.intp), N_BINS - 1)
     counts, sums, rights = (
-        np.bincount(bins, weights=weights, minlength=N_BINS) for weights in (None, confidence, is_right)
+        np.bincount(bins, weights=weights, minlength=N_BINS) for weights in (None, confidence, np.asarray(is_right))
     )
     return [
         ReliabilityBin(float(sums[b] / counts[b]), float(rights[b] / counts[b]), int(counts[b]))

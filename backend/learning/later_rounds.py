@@ -57,11 +57,12 @@ class RoundState:
     embeddings: NDArray[np.floating[Any]]  # (N, D), of the whole pool
     space: FeatureSpace  # in which images are compared, best the head's
     labeled: Indices  # (M,), rows of embeddings
-    targets: Indices  # (M,), the column of probabilities that is the class of each labeled row
+    targets: Indices  # (M,), the column of probabilities that is the class of each labeled row; of sets (M, C), 0 or 1
     candidates: Indices  # (U,), rows of embeddings that may be chosen
     probabilities: Floats  # (U, C), the head's, of the candidates
     out_of_fold: Floats | None = None  # (M, C), cross-validated, of the labeled rows; NaN where never held out
     typicality: Floats | None = None  # (U,), of the candidates among the whole pool, 0..1; None: all alike
+    of_sets: bool = False  # images may have several labels: probabilities and targets are of each of them
 
     def __post_init__(self) -> None:
         if self.probabilities.ndim != 2 or len(self.probabilities) != len(self.candidates):
@@ -81,6 +82,10 @@ class RoundState:
                 f"typicality has shape {self.typicality.shape}; expected one number for each of "
                 f"{len(self.candidates)} candidates"
             )
+
+    def utilities(self, name: str) -> Floats:
+        """The candidates' utilities (U,) by `acquisition.utilities`, rarer classes for more."""
+        return acquisition.utilities(name, self.probabilities, of_sets=self.of_sets) * expected_rarity(self)
 
     def features_of(self, rows: Indices) -> Features:
         """Features (R, D) of length 1 of these rows of the embeddings."""
@@ -103,7 +108,7 @@ def information_density(state: RoundState, *, budget: int, random_state: int) ->
     beside both, as in Xu et al. 2007 (doi:10.1007/978-3-540-71496-5_24), keeps a batch from asking one thing many
     times. The `MAX_DENSITY_COMPARED` best by the first two factors are compared.
     """
-    utilities = acquisition.margin(state.probabilities) * expected_rarity(state)
+    utilities = state.utilities("information_density")
     if state.typicality is not None:
         utilities = utilities * state.typicality
     positions = np.array(_highest(utilities, max(MAX_DENSITY_COMPARED, budget)), dtype=np.intp)
@@ -124,17 +129,17 @@ def information_density(state: RoundState, *, budget: int, random_state: int) ->
 
 def least_confidence(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Candidates whose likeliest class is least likely; Lewis & Gale 1994, https://arxiv.org/abs/cmp-lg/9407020."""
-    return _highest(acquisition.least_confidence(state.probabilities) * expected_rarity(state), budget)
+    return _highest(state.utilities("least_confidence"), budget)
 
 
 def margin(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Candidates whose two likeliest classes are closest; Scheffer et al. 2001, doi:10.1007/3-540-44816-0_31."""
-    return _highest(acquisition.margin(state.probabilities) * expected_rarity(state), budget)
+    return _highest(state.utilities("margin"), budget)
 
 
 def entropy(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """Candidates whose probability is spread most; Settles 2009, see `learning.acquisition`."""
-    return _highest(acquisition.entropy(state.probabilities) * expected_rarity(state), budget)
+    return _highest(state.utilities("entropy"), budget)
 
 
 def coral(state: RoundState, *, budget: int, random_state: int) -> list[int]:
@@ -146,7 +151,7 @@ def coral(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     """
     positions = _compared(len(state.candidates), MAX_COMPARED, random_state)
     n_labeled = len(state.labeled)
-    weights = (acquisition.margin(state.probabilities) * expected_rarity(state))[positions]
+    weights = state.utilities("coral")[positions]
     rows = state.features_of(np.concatenate([state.labeled, state.candidates[positions]]))
     chosen = select_coreset(
         rows,
@@ -171,7 +176,10 @@ def badge(state: RoundState, *, budget: int, random_state: int) -> list[int]:
     generator = np.random.default_rng(random_state)
     positions = _compared(len(state.candidates), MAX_COMPARED, random_state)
     errors = np.array(state.probabilities[positions])  # (n, C)
-    errors[np.arange(len(errors)), errors.argmax(axis=1)] -= 1
+    if state.of_sets:
+        errors -= errors >= 0.5  # as one guesses each label of a set by itself
+    else:
+        errors[np.arange(len(errors)), errors.argmax(axis=1)] -= 1
     errors *= expected_rarity(state)[positions, None]
     features = state.features_of(state.candidates[positions])  # (n, D)
     lengths = np.sum(errors**2, axis=1) * np.einsum("nd,nd->n", features, features)  # squared, of the gradients
@@ -206,8 +214,12 @@ def knn_of_high_loss(state: RoundState, *, budget: int, random_state: int) -> li
     """
     if state.out_of_fold is None or not len(state.labeled) or not len(state.candidates):
         return margin(state, budget=budget, random_state=random_state)
-    given = state.out_of_fold[np.arange(len(state.labeled)), state.targets]
-    given = np.where(np.isnan(given), 1 / state.probabilities.shape[1], given)
+    if state.of_sets:
+        given = np.where(state.targets == 1, state.out_of_fold, 1 - state.out_of_fold).prod(axis=1)
+        given = np.where(np.isnan(given), 0.5 ** state.probabilities.shape[1], given)
+    else:
+        given = state.out_of_fold[np.arange(len(state.labeled)), state.targets]
+        given = np.where(np.isnan(given), 1 / state.probabilities.shape[1], given)
     by_loss = state.labeled[np.argsort(given, kind="stable")]
     n_wanted = min(budget, len(state.candidates))
     is_free = np.ones(len(state.candidates), dtype=bool)
@@ -264,7 +276,12 @@ def next_batch(strategy: str, state: RoundState, *, budget: int, random_state: i
 
 
 def expected_rarity(state: RoundState) -> Floats:
-    """What the candidates' utilities (U,) are multiplied by; see `rarity`."""
+    """What the candidates' utilities (U,) are multiplied by; see `rarity`.
+
+    Where images may have several labels, 1: most labels are rare there, and images of rare ones taught less.
+    """
+    if state.of_sets:
+        return np.ones(len(state.candidates))
     return rarity(state.probabilities, np.bincount(state.targets, minlength=state.probabilities.shape[1]))
 
 

@@ -68,6 +68,10 @@ CONFIDENCE_ERROR = 0.03
 """Standard deviation of mean confidence around accuracy, its `shared_error`; measured on the same sets and with the
 same learner as `PACE_SPREAD`."""
 
+SET_CONFIDENCE_ERROR = 0.08
+"""The same of the mean confidence that a whole set of labels is right: probabilities of labels are multiplied as if
+they came independently of each other. Measured on pairs of photos, 20 to 120 labels; see docs/several-labels.md."""
+
 INTERVAL = (0.1, 0.9)
 """Quantiles of the curves' answers that are reported as interval: eight of ten."""
 
@@ -77,6 +81,11 @@ _EXPONENTS = np.linspace(0.1, 2.0, 20)  # c; below 0.1 a curve cannot be told fr
 _N_LEVELS = 33  # values of today's error
 _PACES = np.exp(PACE_SPREAD * ndtri([0.1, 0.3, 0.5, 0.7, 0.9]))  # the middles of five equally likely parts
 _NEGLIGIBLE = 1e-5  # curves with less than this share of the greatest weight are dropped before paces multiply them
+
+
+def confidence_error(*, of_sets: bool) -> float:
+    """How far mean confidence is off accuracy (standard deviation), of one label per image or of sets of them."""
+    return SET_CONFIDENCE_ERROR if of_sets else CONFIDENCE_ERROR
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.labels import Label
 from backend.learning.head import HeadSettings, fit
 from backend.learning.intervals import wilson_interval
+from backend.learning.label_sets import can_be_told_apart, share_right
 from backend.learning.pool import Pool
 
 N_SIZES = 6
@@ -46,7 +48,7 @@ def curve_sizes(n_labels: int, n_known: int) -> list[int]:
 def random_curve(
     pool: Pool,
     rows: NDArray[np.intp],
-    labels: Sequence[str],
+    labels: Sequence[Label],
     settings: HeadSettings,
     *,
     sizes: Sequence[int],
@@ -71,7 +73,6 @@ def random_curve(
 
     Raises FitInterruptedError as `head.fit`. Cost: n_draws · len(sizes) fits.
     """
-    given = np.asarray(labels)
     ended: list[list[float]] = []
     for draw in range(n_draws):
         order = np.random.default_rng([random_state, draw]).permutation(len(rows))
@@ -79,7 +80,8 @@ def random_curve(
         for size in sizes:
             if enough():
                 break
-            accuracies.append(_accuracy(pool, rows[order], given[order], size, settings, interrupted))
+            given = [labels[place] for place in order.tolist()]
+            accuracies.append(_accuracy(pool, rows[order], given, size, settings, interrupted))
         if len(accuracies) < len(sizes):
             break
         ended.append(accuracies)
@@ -94,18 +96,17 @@ def random_curve(
 def _accuracy(
     pool: Pool,
     rows: NDArray[np.intp],
-    labels: NDArray[np.str_],
+    labels: Sequence[Label],
     n_learned: int,
     settings: HeadSettings,
     interrupted: Callable[[], bool],
 ) -> float:
-    """Share of the later rows whose top class is right; with labels of one class that class is all a head can say."""
-    learned, truth = labels[:n_learned].tolist(), labels[n_learned:]
-    if len(set(learned)) < 2:
-        return float(np.mean(truth == learned[0]))
+    """Share of the later rows whose prediction is right; where all labels are alike that is all a head can say."""
+    learned, truth = labels[:n_learned], labels[n_learned:]
+    if not can_be_told_apart(learned):
+        return share_right([learned[0]] * len(truth), truth)
     head = fit(pool, rows[:n_learned], learned, settings, interrupted=interrupted).head
-    top = head.predict_proba(pool.embeddings[rows[n_learned:]]).argmax(axis=1)
-    return float(np.mean(np.asarray(head.classes)[top] == truth))
+    return share_right(head.predicted(head.predict_proba(pool.embeddings[rows[n_learned:]])), truth)
 
 
 def _interval(accuracy: float, n_judged: int) -> tuple[float, float]:

@@ -10,9 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.learning import acquisition
 from backend.learning.features import evenly_spaced
-from backend.learning.later_rounds import RoundState, expected_rarity
+from backend.learning.later_rounds import RoundState
 
 Floats = NDArray[np.float64]
 Factor = Literal["uncertain", "typical", "different"]
@@ -54,8 +53,7 @@ def reasons(strategy: str, state: RoundState, positions: Sequence[int]) -> list[
     chosen = np.asarray(positions, dtype=np.intp)
     others = evenly_spaced(len(state.candidates), MOST_COMPARED)
     values: dict[Factor, tuple[Floats, Floats]] = {}
-    utilities = acquisition.ACQUISITION_FUNCTIONS.get(strategy, acquisition.margin)(state.probabilities)
-    utilities = utilities * expected_rarity(state)
+    utilities = state.utilities(strategy)
     values["uncertain"] = utilities[chosen], utilities[others]
     if "typical" in factors and state.typicality is not None:
         values["typical"] = state.typicality[chosen], state.typicality[others]

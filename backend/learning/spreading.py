@@ -103,6 +103,30 @@ def spread_labels(graph: NeighborGraph, starts: Floats) -> Floats:
     return normalised
 
 
+def spread_label_sets(graph: NeighborGraph, known: Floats, having: Floats) -> Floats:
+    """How much each node (M, F, C) speaks for having a label rather than not, 0..1, for F sets of images and C labels.
+
+    `known` (M, F) holds the labeled images, `having` (M, F, C) those of them that have the label. `spread_labels` for
+    each label by itself, with having it and not having it as the classes; as spreading is linear, what has not is what
+    is left of all. Where nothing arrives, and for a label that all images have or none has, 0.5.
+    """
+    n_nodes, n_sets, n_labels = having.shape
+    fixed = np.concatenate([known[:, :, None], having], axis=2).reshape(n_nodes, -1)
+    spread = fixed
+    for _ in range(N_STEPS):
+        spread = ALPHA * (graph.links @ spread) + (1 - ALPHA) * fixed
+    arrived: Floats = spread.reshape(n_nodes, n_sets, n_labels + 1)
+    has = arrived[:, :, 1:]
+    has_not = np.maximum(arrived[:, :, :1] - has, 0)
+    masses = has.sum(axis=0), has_not.sum(axis=0)  # (F, C)
+    smallest = 1e-9 * np.maximum(masses[0] + masses[1], 1e-9)  # less is what rounding leaves of nothing
+    has, has_not = (part / np.maximum(mass, smallest) for part, mass in zip((has, has_not), masses, strict=True))
+    totals = has + has_not
+    is_known = (totals > 0) & (masses[0] > smallest) & (masses[1] > smallest)
+    shares: Floats = np.divide(has, totals, out=np.full_like(has, 0.5), where=is_known)
+    return shares
+
+
 def entry_points(graph: NeighborGraph, rows: NDArray[np.intp], features: Features) -> Any:
     """Sparse (M, n): where the labels of n pool rows enter the graph: at their own node, else at the nearest ones.
 

@@ -24,9 +24,9 @@ class Suspect:
     """One label that is likely wrong."""
 
     row: int  # into the arrays given to `find_suspects`
-    suggested: int  # the likeliest class, a column of the probabilities
-    probability: float  # of the label given, 0..1
-    suggested_probability: float  # of the class suggested, 0..1
+    suggested: int  # the likeliest class, a column of the probabilities; of a set the label that is likely wrong of it
+    probability: float  # of the label given, 0..1; of a set that it has, or has not, the one in question
+    suggested_probability: float  # of the class suggested, 0..1; of a set the rest
 
 
 def find_suspects(probabilities: ArrayLike, given: ArrayLike) -> list[Suspect]:
@@ -47,3 +47,20 @@ def find_suspects(probabilities: ArrayLike, given: ArrayLike) -> list[Suspect]:
     order = np.argsort(own, kind="stable")
     rows = judged[order][own[order] < BELOW_CHANCE / p.shape[1]]
     return [Suspect(int(row), int(p[row].argmax()), float(p[row, columns[row]]), float(p[row].max())) for row in rows]
+
+
+def find_set_suspects(probabilities: ArrayLike, given: ArrayLike) -> list[Suspect]:
+    """As `find_suspects` where images may have several labels: each is judged by itself, as one of two classes.
+
+    `given` (N, C) says which labels each image was given. Of an image the least likely of these answers is told.
+    """
+    p, has = np.asarray(probabilities, dtype=np.float64), np.asarray(given, dtype=bool)
+    if p.ndim != 2 or p.shape[1] < 1 or has.shape != p.shape:
+        raise ValueError(f"got probabilities {p.shape} and labels {has.shape}; expected both (N, C)")
+    judged = np.flatnonzero(~np.isnan(p).any(axis=1))
+    answers = np.where(has, p, 1 - p)[judged]
+    doubted = answers.argmin(axis=1)
+    own = answers[np.arange(len(judged)), doubted]
+    order = np.argsort(own, kind="stable")
+    order = order[own[order] < BELOW_CHANCE / 2]
+    return [Suspect(int(judged[at]), int(doubted[at]), float(own[at]), float(1 - own[at])) for at in order.tolist()]

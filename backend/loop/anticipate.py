@@ -16,7 +16,9 @@ import numpy as np
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
 from backend.errors import FitInterruptedError
+from backend.labels import Label
 from backend.learning.head import FitResult
+from backend.learning.label_sets import likeliest_sets
 from backend.learning.later_rounds import ASK_OUT_OF_FOLD, LATER_ROUND_STRATEGIES
 from backend.learning.pool import Pool
 from backend.loop.rounds import POOLS_KEPT, Chosen, Round, RoundHead, Stopwatch, plan_round
@@ -115,14 +117,17 @@ class Anticipation:
                 return planned
         return None
 
-    def _likeliest(self, given: RoundInputs, task_id: int) -> Sequence[str]:
-        """Names of the likeliest classes, the likeliest first; none where planning ahead does not pay."""
+    def _likeliest(self, given: RoundInputs, task_id: int) -> Sequence[Label]:
+        """The likeliest labels, the likeliest first; none where planning ahead does not pay."""
         asks_head_only = self._settings.acquisition in LATER_ROUND_STRATEGIES
         if not asks_head_only or self._settings.acquisition in ASK_OUT_OF_FOLD:
             return []
         (row,) = given.table.rows_of([task_id]).tolist()
         if given.start is None or row < 0 or len(given.table.task_ids) > LARGEST_POOL:
             return []
-        (probabilities,) = given.start.head.predict_proba(given.table.embeddings[[row]])
+        head = given.start.head
+        (probabilities,) = head.predict_proba(given.table.embeddings[[row]])
+        if head.threshold is not None:
+            return likeliest_sets(head.classes, probabilities, LIKELIEST)
         order = np.argsort(-probabilities, kind="stable")[:LIKELIEST]
-        return [given.start.head.classes[index] for index in order.tolist()]
+        return [head.classes[index] for index in order.tolist()]

@@ -17,7 +17,7 @@ from backend.choices import parse_labeling_config
 from backend.config import Settings
 from backend.errors import BackendError, RedisUnavailableError
 from backend.learning.intervals import wilson_interval
-from backend.learning.learning_curve import CONFIDENCE_ERROR
+from backend.learning.learning_curve import confidence_error
 from backend.loop.embed import Embedder
 from backend.loop.outlook import carried_curve
 from backend.loop.score import Predictor
@@ -92,6 +92,7 @@ class DashboardReader:
             "classes": self._classes(record, str(facts.get("label_config") or "")),
             "confusion": record.confusion if record else None,
             "calibration": record.calibration if record else None,
+            "label_figures": record.label_figures if record else None,
             "versions": self._versions.listed(project_id),
         }
 
@@ -124,7 +125,7 @@ class DashboardReader:
                     "kind": point.kind,
                     "labels_used": point.labels_used,
                     "accuracy": point.accuracy,
-                    "interval": _interval(point),
+                    "interval": _interval(point, of_sets=record is not None and record.threshold is not None),
                     "n_evaluated": point.n_evaluated,
                 }
                 for point in points
@@ -149,7 +150,9 @@ class DashboardReader:
         ]
 
     def _guessed(self, record: VersionRecord) -> dict[int, list[dict[str, Any]]]:
-        """Task id → the two likeliest classes, of the window's tasks; nothing without a head that can be read."""
+        """Task id → the two likeliest classes of the window's tasks, or where images may have several labels the two
+        that are most in doubt; nothing without a head that can be read.
+        """
         with self._guard:
             known = self._guesses.get(record.project_id)
         if known is not None and known[0] == record.version:
@@ -167,7 +170,8 @@ class DashboardReader:
         probabilities = head.predict_proba(table.embeddings)
         found: dict[int, list[dict[str, Any]]] = {}
         for task_id, row in zip(table.task_ids.tolist(), probabilities, strict=True):
-            likeliest = np.argsort(-row, kind="stable")[:2].tolist()
+            told = -row if head.threshold is None else np.abs(row - 0.5)
+            likeliest = np.argsort(told, kind="stable")[:2].tolist()
             found[task_id] = [
                 {"label": head.classes[column], "probability": round(float(row[column]), 6)} for column in likeliest
             ]
@@ -220,7 +224,7 @@ def _why(record: VersionRecord, task_id: int, guesses: Sequence[Mapping[str, Any
     if task_id in record.seed_task_ids:
         strategy = record.seed_strategy or RECORDED_BEFORE
         return FIRST_BATCH_WHY.get(strategy, ("other", f"chosen by the strategy {strategy}"))
-    leaning = _leaning(guesses)
+    leaning = _leaning(guesses) if record.threshold is None else _doubt(guesses)
     reason = record.reasons.get(str(task_id), {})
     factor, share = reason.get("factor"), reason.get("share")
     if factor == "skipped":
@@ -234,7 +238,7 @@ def _why(record: VersionRecord, task_id: int, guesses: Sequence[Mapping[str, Any
     if record.acquisition == "random":
         return "chance", "drawn at random"
     if leaning and record.acquisition in ASK_DOUBT:
-        is_close = len(guesses) == 2 and guesses[0]["probability"] - guesses[1]["probability"] < CLOSE
+        is_close = _is_close(guesses) if record.threshold is None else abs(guesses[0]["probability"] - 0.5) < CLOSE / 2
         if is_close or factor == "uncertain":
             return "uncertain", leaning if is_close else f"less sure than of most others: {leaning}"
     return "other", leaning or f"chosen by the strategy {record.acquisition}"
@@ -245,18 +249,29 @@ def _leaning(guesses: Sequence[Mapping[str, Any]]) -> str:
     told = [f"'{guess['label']}' ({_percent(guess['probability'])})" for guess in guesses]
     if len(told) < 2:
         return f"taken for {told[0]}" if told else ""
-    if guesses[0]["probability"] - guesses[1]["probability"] < CLOSE:
+    if _is_close(guesses):
         return f"uncertain between {told[0]} and {told[1]}"
     return f"rather {told[0]} than {told[1]}"
+
+
+def _is_close(guesses: Sequence[Mapping[str, Any]]) -> bool:
+    return len(guesses) == 2 and guesses[0]["probability"] - guesses[1]["probability"] < CLOSE
+
+
+def _doubt(guesses: Sequence[Mapping[str, Any]]) -> str:
+    """Which label the model doubts most, where an image may have several; empty without guesses."""
+    if not guesses:
+        return ""
+    return f"whether it has '{guesses[0]['label']}' is uncertain ({_percent(guesses[0]['probability'])})"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _interval(point: CurvePoint) -> list[float]:
+def _interval(point: CurvePoint, *, of_sets: bool) -> list[float]:
     """The 95 % interval of a point: of a measured one Wilson's; an expected one is as far off as such figures were."""
     if point.kind == "measured":
         return list(wilson_interval(round(point.accuracy * point.n_evaluated), point.n_evaluated))
-    reach = Z_95 * CONFIDENCE_ERROR
+    reach = Z_95 * confidence_error(of_sets=of_sets)
     return [max(0.0, point.accuracy - reach), min(1.0, point.accuracy + reach)]

@@ -44,11 +44,13 @@ _LABELED_BECAUSE_HARD = (
 )
 CROSS_VALIDATED = f"cross-validated on the labeled tasks, {_LABELED_BECAUSE_HARD}"
 
+WHOLE_SETS = "an image is right if all its labels are"
+
 _CARRIED = (
     "accuracy", "accuracy_kind", "accuracy_interval", "log_loss", "cross_validated_accuracy", "calibration_error",
     "expected_accuracy", "validation_tasks", "validation_labels", "validation_note", "forecast", "n_suspects",
     "suspects", "chosen", "evaluated_labels", "evaluated_version", "agreement", "n_disagreements", "disagreements",
-    "confusion", "calibration", "predicted_by_class", "random_order", "reasons",
+    "confusion", "calibration", "predicted_by_class", "random_order", "reasons", "label_figures",
 )  # fmt: skip
 
 
@@ -173,7 +175,7 @@ class Evaluator:
         pool = unlabeled(table, labels)
         measured = measure(head, table, labels) if head else None
         probabilities = head.predict_proba(table.embeddings[pool]) if head else None
-        expected = _expected_accuracy(probabilities)
+        expected = _expected_accuracy(head, probabilities)
         new = []
         if measured is not None and n_labels:
             new.append(CurvePoint("measured", n_labels, measured.accuracy, measured.n_tasks))
@@ -185,7 +187,7 @@ class Evaluator:
         return replace(
             record,
             accuracy=measured.accuracy if measured else evaluation.accuracy if evaluation else None,
-            accuracy_kind=measured.kind if measured else _how_cross_validated(evaluation, inputs.seen),
+            accuracy_kind=_of_sets(measured.kind if measured else _how_cross_validated(evaluation, inputs.seen), head),
             accuracy_interval=list(measured.interval) if measured else None,
             log_loss=evaluation.log_loss if evaluation else None,
             cross_validated_accuracy=evaluation.accuracy if evaluation else None,
@@ -201,6 +203,7 @@ class Evaluator:
                 target=self._settings.target_accuracy,
                 horizon=self._settings.window_size,
                 n_unlabeled=len(pool),
+                of_sets=head is not None and head.threshold is not None,
             ),
             n_suspects=len(suspects),
             suspects=suspects[:MAX_SUSPECTS],
@@ -228,7 +231,7 @@ class Evaluator:
         ]
         judged = replace(
             record,
-            expected_accuracy=_expected_accuracy(probabilities),
+            expected_accuracy=_expected_accuracy(head, probabilities),
             **self._validated(inputs, measured, n_others=len(inputs.labeled) + len(pool)),
             **self._of_the_pool(record, inputs, head, pool, probabilities),
             n_suspects=record.n_suspects - (len(record.suspects) - len(suspects)),
@@ -241,7 +244,7 @@ class Evaluator:
         return replace(
             judged,
             accuracy=measured.accuracy,
-            accuracy_kind=measured.kind,
+            accuracy_kind=_of_sets(measured.kind, head),
             accuracy_interval=list(measured.interval),
             **judgement_fields(judged_images(head, [], None, table, labels)),
         )
@@ -277,7 +280,7 @@ class Evaluator:
             for task_id, reason in found.items()
         }
         told |= {str(task_id): {"factor": "skipped"} for task_id in inputs.labels.skipped.intersection(record.window)}
-        counts = None if inputs.n_shards else predicted_counts(head.classes, probabilities)
+        counts = None if inputs.n_shards else predicted_counts(head.classes, probabilities, head.threshold)
         return {"predicted_by_class": counts, "reasons": told}
 
     def _random_order(self, record: VersionRecord, inputs: Inputs) -> Mapping[str, Any] | None:
@@ -304,15 +307,22 @@ class Evaluator:
         }
 
 
-def _expected_accuracy(probabilities: NDArray[np.float64] | None) -> float | None:
+def _expected_accuracy(head: Head | None, probabilities: NDArray[np.float64] | None) -> float | None:
     """The mean confidence over the images still to label, of their probabilities (U, C); None without any."""
-    return float(probabilities.max(axis=1).mean()) if probabilities is not None and len(probabilities) else None
+    if head is None or probabilities is None or not len(probabilities):
+        return None
+    return float(head.confidence(probabilities).mean())
 
 
 def _ready_weights(pool: Pool, record: VersionRecord) -> Sequence[float]:
     """Weights of the details that the next head can have without a wait; the others are being prepared."""
     in_use = DEFAULT_DETAIL_WEIGHT if record.detail_weight is None else record.detail_weight
     return [weight for weight in DETAIL_WEIGHTS if weight == in_use or pool.is_ready(weight)]
+
+
+def _of_sets(kind: str | None, head: Head | None) -> str | None:
+    """What `accuracy_kind` says, with what counts as right where images may have several labels."""
+    return f"{kind}; {WHOLE_SETS}" if kind and head is not None and head.threshold is not None else kind
 
 
 def _how_cross_validated(evaluation: CrossValidation | None, seen: frozenset[int]) -> str | None:

@@ -130,8 +130,13 @@ class Finetuner:
         return record
 
     def _labels(self, project_id: int) -> tuple[list[Task], Mapping[int, str]]:
-        """The labeled tasks that may be trained on, validation tasks left out, and their labels."""
+        """The labeled tasks that may be trained on, validation tasks left out, and their labels.
+
+        None where images may have several: the training here knows one class per image.
+        """
         config = parse_labeling_config(self._label_studio.project(project_id).label_config)
+        if config.several:
+            return [], {}
         wanted = self._settings.validation_filter
         fields = wanted.fields if wanted else ()
         annotated = self._label_studio.annotated_tasks(project_id, config.image_field, fields=fields)
@@ -144,7 +149,7 @@ class Finetuner:
             for item, row in zip(annotated, rows.tolist(), strict=True)
             if row >= 0 and item.task.id in labels.labels
         ]
-        return tasks, {task.id: labels.labels[task.id] for task in tasks}
+        return tasks, {task.id: str(labels.labels[task.id]) for task in tasks}
 
     def _train(
         self, project_id: int, tasks: Sequence[Task], labels: Mapping[int, str], record: FinetuningRecord

@@ -14,6 +14,7 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, agreed_tasks, parse_labeling_config, read_labels
 from backend.config import Settings
+from backend.labels import Label, names_of
 from backend.learning.pool import Pool
 from backend.loop.agreement import weighed
 from backend.loop.backbones import BACKBONE_WARNING, ProjectBackbones
@@ -171,10 +172,11 @@ class InputReader:
         return digest.hexdigest()[:32]
 
 
-def labels_digest(labels: Mapping[int, str]) -> str:
+def labels_digest(labels: Mapping[int, Label]) -> str:
     """Identity of a set of labels, task id → label, that anybody can work out from an export of Label Studio.
 
-    sha256, in hexadecimal, of one line `task id TAB label NEWLINE` per task in UTF-8, by ascending task id.
+    sha256, in hexadecimal, of one line `task id TAB label NEWLINE` per task in UTF-8, by ascending task id. Where an
+    image may have several labels there is a tab between one and the next, in alphabetical order.
     """
-    lines = (f"{task_id}\t{label}\n" for task_id, label in sorted(labels.items()))
+    lines = ("\t".join([str(task_id), *names_of(label)]) + "\n" for task_id, label in sorted(labels.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()

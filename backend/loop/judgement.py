@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.errors import FitInterruptedError
-from backend.learning.calibration import expected_calibration_error, reliability_bins
+from backend.labels import Label, text_of
+from backend.learning import label_sets
+from backend.learning.calibration import calibration_error, reliability_bins
 from backend.learning.confusion import confusion_matrix
 from backend.learning.head import CrossValidation, Head, HeadSettings
+from backend.learning.label_sets import membership, named_classes, set_figures
 from backend.learning.pool import Pool
 from backend.learning.random_order import LEAST_LABELS, curve_sizes, random_curve
 from backend.schema import TrainingLabels
@@ -51,13 +54,14 @@ MEASURED = (
 class JudgedImages:
     """Images with a label that the head, or heads like it, had not learned: labels (N,), probabilities (N, C).
 
-    basis: which they are, as the end of a sentence.
+    threshold: see `learning.head.Head`. basis: which they are, as the end of a sentence.
     """
 
-    labels: Sequence[str]
+    labels: Sequence[Label]
     classes: Sequence[str]
     probabilities: NDArray[np.float64]
     basis: str
+    threshold: float | None = None
 
 
 def judged_images(
@@ -75,39 +79,89 @@ def judged_images(
     if task_ids:
         given = [labels.validation[task_id] for task_id in task_ids]
         probabilities = head.predict_proba(table.embeddings[rows])
-        return JudgedImages(given, head.classes, probabilities, ON_VALIDATION.format(n=len(given)))
+        return JudgedImages(given, head.classes, probabilities, ON_VALIDATION.format(n=len(given)), head.threshold)
     if evaluation is None:
         return None
-    classes = sorted({labels.labels[task_id] for task_id in labeled})
+    classes = named_classes([labels.labels[task_id] for task_id in labeled])
     judged = np.flatnonzero(np.isfinite(evaluation.probabilities).all(axis=1))
     given = [labels.labels[labeled[row]] for row in judged.tolist()]
-    return JudgedImages(given, classes, evaluation.probabilities[judged], OUT_OF_FOLD.format(n=len(given)))
+    basis = OUT_OF_FOLD.format(n=len(given))
+    return JudgedImages(given, classes, evaluation.probabilities[judged], basis, evaluation.threshold)
 
 
 def judgement_fields(judged: JudgedImages | None) -> dict[str, Any]:
-    """The fields of a record about confusion and calibration."""
+    """The fields of a record about confusion and calibration; where images may have several labels, how good each is
+    in place of the confusion: which set is taken for which would say little.
+    """
     if judged is None or not judged.labels:
-        return {"confusion": None, "calibration": None}
-    predicted = [judged.classes[column] for column in judged.probabilities.argmax(axis=1).tolist()]
-    column = {name: number for number, name in enumerate(judged.classes)}
-    targets = [column.get(label, -1) for label in judged.labels]
-    confusion = confusion_matrix(judged.labels, predicted)
+        return {"confusion": None, "calibration": None, "label_figures": None}
+    predicted = label_sets.predicted(judged.classes, judged.probabilities, judged.threshold)
+    confidence = label_sets.confidence(judged.probabilities, judged.threshold)
+    is_right = np.array([guess == label for guess, label in zip(predicted, judged.labels, strict=True)])
     bins = [
         {"confidence": round(item.confidence, 6), "accuracy": round(item.accuracy, 6), "n": item.n}
-        for item in reliability_bins(judged.probabilities, targets)
+        for item in reliability_bins(confidence, is_right)
     ]
-    error = expected_calibration_error(judged.probabilities, targets)
+    error = calibration_error(confidence, is_right)
+    calibration = {"bins": bins, "error": round(error, 6), "basis": judged.basis}
+    if judged.threshold is not None:
+        return {"confusion": None, "calibration": calibration, "label_figures": _label_figures(judged)}
+    names, guesses = ([text_of(label) for label in labels] for labels in (judged.labels, predicted))
+    confusion = {**asdict(confusion_matrix(names, guesses)), "basis": judged.basis}
+    return {"confusion": confusion, "calibration": calibration, "label_figures": None}
+
+
+def _label_figures(judged: JudgedImages) -> dict[str, Any]:
+    """How good the predicted sets are, as JSON; a label that no head has learned is one that it never predicts."""
+    assert judged.threshold is not None
+    unknown = sorted(set(named_classes(judged.labels)).difference(judged.classes))
+    classes = [*judged.classes, *unknown]
+    never = np.zeros((len(judged.labels), len(unknown)))
+    has = membership(classes, judged.labels)
+    figures = set_figures(np.hstack([judged.probabilities, never]), has, judged.threshold)
+    by_label = zip(
+        classes,
+        figures.n_having.tolist(),
+        figures.accuracy.tolist(),
+        figures.f1.tolist(),
+        figures.average_precision.tolist(),
+        strict=True,
+    )
     return {
-        "confusion": {**asdict(confusion), "basis": judged.basis},
-        "calibration": {"bins": bins, "error": round(error, 6), "basis": judged.basis},
+        "n_images": figures.n_images,
+        "exact_match": round(figures.exact_match, 6),
+        "label_accuracy": round(figures.label_accuracy, 6),
+        "macro_f1": _rounded(figures.macro_f1),
+        "mean_average_precision": _rounded(figures.mean_average_precision),
+        "threshold": judged.threshold,
+        "labels": [
+            {
+                "label": name,
+                "n_having": n_having,
+                "accuracy": round(accuracy, 6),
+                "f1": _rounded(f1),
+                "average_precision": _rounded(average_precision),
+            }
+            for name, n_having, accuracy, f1, average_precision in sorted(by_label)
+        ],
+        "basis": judged.basis,
     }
 
 
-def predicted_counts(classes: Sequence[str], probabilities: NDArray[np.float64]) -> dict[str, int]:
-    """How many images are predicted to be of each class, by their probabilities (N, C)."""
-    counts = (
-        np.bincount(probabilities.argmax(axis=1), minlength=len(classes)) if len(probabilities) else [0] * len(classes)
-    )
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 6)
+
+
+def predicted_counts(
+    classes: Sequence[str], probabilities: NDArray[np.float64], threshold: float | None = None
+) -> dict[str, int]:
+    """How many images are predicted to be of each class, or to have it (`threshold`), by their probabilities (N, C)."""
+    if threshold is not None:
+        counts = (probabilities >= threshold).sum(axis=0)
+    elif len(probabilities):
+        counts = np.bincount(probabilities.argmax(axis=1), minlength=len(classes))
+    else:
+        counts = np.zeros(len(classes), dtype=np.intp)
     return {name: int(n) for name, n in zip(classes, counts, strict=True)}
 
 
@@ -173,7 +227,7 @@ def _has_grown(previous: Mapping[str, Any], now: Mapping[str, int], sizes: Seque
     return not same_split or sizes[-1] >= GROWN * last
 
 
-def _known(table: EmbeddingTable, labels: Mapping[int, str]) -> tuple[list[int], NDArray[np.intp]]:
+def _known(table: EmbeddingTable, labels: Mapping[int, Label]) -> tuple[list[int], NDArray[np.intp]]:
     """The labeled tasks that have an embedding, ascending, and their rows."""
     task_ids = np.array(sorted(labels), dtype=np.int64)
     rows = table.rows_of(task_ids)

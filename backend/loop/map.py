@@ -14,8 +14,8 @@ import json
 import logging
 import struct
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -31,7 +31,8 @@ from backend.adapters.registry import KeptArrays, Registry
 from backend.choices import parse_labeling_config
 from backend.config import Settings
 from backend.errors import ProjectBusyError, RedisUnavailableError
-from backend.learning.acquisition import margin
+from backend.labels import Label, text_of
+from backend.learning.acquisition import utilities
 from backend.learning.features import CENTRE_ROWS, FeatureSpace, evenly_spaced
 from backend.learning.head import BLOCK_ROWS, Head
 from backend.learning.layout import MAX_OPTIMISED, Axes, Layout, fit_axes, lay_out, place
@@ -47,6 +48,12 @@ logger = logging.getLogger(__name__)
 
 MAGIC = b"ALM1"
 """How an answer begins, and which form it has."""
+
+MOST_SETS = 20
+"""Sets of labels that have a colour of their own on a map; of more nobody would tell the colours apart."""
+
+OTHER_SETS = "other sets"
+"""All others."""
 
 NONE = 65535
 """In place of a label, a prediction or a place in the queue that there is none of."""
@@ -350,21 +357,26 @@ class MapPredictions:
         trained = {task_id: labels.labels[task_id] for task_id in inputs.labeled}
         if labels_digest(trained) != record.labels_digest:
             return False
-        classes = list(parse_labeling_config(record.label_config).labels)
         table = inputs.table
-        predicted = self._predicted(head, classes, table)
+        predicted = self._predicted(head, table)
         if predicted is None:
             return False
-        given = np.full(len(table.task_ids), NONE, dtype=np.uint16)
-        places = {name: place for place, name in enumerate(classes[:NONE])}
         known = {**labels.labels, **labels.validation}
+        config = parse_labeling_config(record.label_config)
+        classes = frequent_sets([*known.values(), *predicted[0]]) if config.several else list(config.labels)
+        places = {name: place for place, name in enumerate(classes[:NONE])}
+        other = places.get(OTHER_SETS, NONE)
+        given = np.full(len(table.task_ids), NONE, dtype=np.uint16)
         rows = table.rows_of(list(known))
-        numbers = np.array([places.get(name, NONE) for name in known.values()], dtype=np.uint16)
+        numbers = np.array([places.get(text_of(label), other) for label in known.values()], dtype=np.uint16)
         given[rows[rows >= 0]] = numbers[rows >= 0]
+        top = np.full(len(table.task_ids), NONE, dtype=np.uint16)
+        if predicted[0]:
+            top[:] = [places.get(text_of(label), other) for label in predicted[0]]
         arrays: dict[str, NDArray[Any]] = {
             "task_ids": table.task_ids,
             "label": given,
-            "prediction": predicted[0],
+            "prediction": top,
             "uncertainty": predicted[1],
             "window": np.array(record.window, dtype=np.int64),
         }
@@ -373,24 +385,31 @@ class MapPredictions:
         self._requests.request_if_other(record.project_id, inputs.backbone)
         return True
 
-    def _predicted(
-        self, head: Head | None, classes: Sequence[str], table: EmbeddingTable
-    ) -> tuple[NDArray[np.uint16], NDArray[np.uint8]] | None:
-        """The likeliest class (N,) and the uncertainty (N,) of each image; None when a retrain began to wait."""
-        top = np.full(len(table.task_ids), NONE, dtype=np.uint16)
-        uncertainty = np.zeros(len(top), dtype=np.uint8)
+    def _predicted(self, head: Head | None, table: EmbeddingTable) -> tuple[list[Label], NDArray[np.uint8]] | None:
+        """What each image is taken for (nothing without a head), and the uncertainty (N,); None when a retrain began to
+        wait.
+        """
+        found: list[Label] = []
+        uncertainty = np.zeros(len(table.task_ids), dtype=np.uint8)
         if head is None:
-            return top, uncertainty
-        places = {name: place for place, name in enumerate(classes[:NONE])}
-        numbers = np.array([places.get(name, NONE) for name in head.classes], dtype=np.uint16)
-        for start in range(0, len(top), BLOCK_ROWS):
+            return found, uncertainty
+        for start in range(0, len(uncertainty), BLOCK_ROWS):
             if self._jobs.retrain_waits():
                 return None
             block = slice(start, start + BLOCK_ROWS)
             probabilities = head.predict_proba(table.embeddings[block])
-            top[block] = numbers[probabilities.argmax(axis=1)]
-            uncertainty[block] = np.round(255 * margin(probabilities))
-        return top, uncertainty
+            found += head.predicted(probabilities)
+            uncertainty[block] = np.round(255 * utilities("margin", probabilities, of_sets=head.threshold is not None))
+        return found, uncertainty
+
+
+def frequent_sets(sets: Iterable[Label]) -> list[str]:
+    """What a map colours where images may have several labels: the most frequent sets, as people read them, and the
+    others together.
+    """
+    counts = Counter(map(text_of, sets))
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    return [*names[:MOST_SETS], OTHER_SETS] if len(names) > MOST_SETS else names
 
 
 # -- the answer -------------------------------------------------------------------------------------------------------

@@ -164,11 +164,11 @@ class Reconciler:
         """Does what a person chose in Label Studio, if that is what the queue shows; whether it calls for a version."""
         if not self._versions.may_be_chosen(project.id, project.model_version, None):
             return False
-        labels = parse_labeling_config(project.label_config).labels
+        config = parse_labeling_config(project.label_config)
         # Without the lock a version published since would make the one before it look like a choice.
         with self._jobs.project_lock(project.id):
             fingerprint = self._embedder.backbone(project.id).fingerprint
-            return self._versions.follow_label_studio(project.id, labels, fingerprint)
+            return self._versions.follow_label_studio(project.id, config, fingerprint)
 
     def _repair_version(self, project_id: int) -> bool:
         """Asks for a new version if the published one is damaged, or a retrain was requested and never answered."""

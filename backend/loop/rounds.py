@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Thread
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from backend.adapters.backbones import Backbone
 from backend.adapters.embedding_store import EmbeddingTable
 from backend.config import Settings
+from backend.labels import names_of
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import (
     DETAIL_WEIGHTS,
@@ -30,6 +31,7 @@ from backend.learning.head import (
     fit,
     predict_pool,
 )
+from backend.learning.label_sets import can_be_told_apart, membership, named_classes
 from backend.learning.later_rounds import (
     ASK_OUT_OF_FOLD,
     ASK_TYPICALITY,
@@ -201,7 +203,7 @@ def plan_round(
             probabilities = (
                 predict_pool(fitted, everything)[rows] if fitted else used.head.predict_proba(table.embeddings[rows])
             )
-            scores = scores_of(used.head.classes, probabilities, settings.acquisition)
+            scores = scores_of(used.head, probabilities, settings.acquisition)
     with watch.stage("rank"):
         ranked: list[int] = []
         n_wanted = settings.window_size - len(waiting_seed)
@@ -266,7 +268,7 @@ def evaluate_labels(
     """
     labeled = trainable(table, labels)
     targets = [labels.labels[task_id] for task_id in labeled]
-    if len(set(targets)) < 2:
+    if not can_be_told_apart(targets):
         return None, None
     found, evaluation = choose_settings(
         everything,
@@ -296,7 +298,7 @@ def _fit(
     if settings.acquisition in ASK_OUT_OF_FOLD or chosen is None or chosen.n_labels < FRESH * len(labeled):
         chosen, evaluation = evaluate_labels(table, everything, labels, settings, seen=seen, interrupted=interrupted)
     targets = [labels.labels[task_id] for task_id in labeled]
-    if chosen is None or len(set(targets)) < 2:
+    if chosen is None or not can_be_told_apart(targets):
         return None
     fitted = fit(
         everything,
@@ -311,10 +313,16 @@ def _fit(
 
 
 def _weights(labels: TrainingLabels, labeled: Sequence[int]) -> NDArray[np.float64] | None:
-    """How much each label counts, (n,); None while all count whole."""
+    """How much each label counts, (n,), of sets each class of it (n, C); None while all count whole."""
     if not labels.weights:
         return None
-    return np.array([labels.weights.get(task_id, 1.0) for task_id in labeled])
+    weights = [labels.weights.get(task_id, 1.0) for task_id in labeled]
+    if not any(isinstance(weight, Mapping) for weight in weights):
+        return np.array(weights)
+    classes = named_classes([labels.labels[task_id] for task_id in labeled])
+    return np.array(
+        [[weight.get(name, 1.0) if isinstance(weight, Mapping) else weight for name in classes] for weight in weights]
+    )
 
 
 def _seed(
@@ -383,17 +391,20 @@ def _round_state(
     probabilities: NDArray[np.float64],
 ) -> RoundState:
     asks_typicality = acquisition in ASK_TYPICALITY  # seconds in a large project, at the first round
-    column = {name: index for index, name in enumerate(used.head.classes)}
-    known = [task_id for task_id in labeled if labels.labels[task_id] in column]  # a kept head may lack new classes
+    classes, of_sets = used.head.classes, used.head.threshold is not None
+    in_head = frozenset(classes)  # a kept head may lack new classes
+    known = [task_id for task_id in labeled if in_head.issuperset(names_of(labels.labels[task_id]))]
+    has = membership(classes, [labels.labels[task_id] for task_id in known])
     return RoundState(
         embeddings=table.embeddings,
         space=used.head.space,
         labeled=table.rows_of(known),
-        targets=np.array([column[labels.labels[task_id]] for task_id in known], dtype=np.intp),
+        targets=has.astype(np.intp) if of_sets else has.argmax(axis=1).astype(np.intp),
         candidates=candidates,
         probabilities=probabilities,
         out_of_fold=used.out_of_fold,
         typicality=everything.typicality(used.detail_weight)[candidates] if asks_typicality else None,
+        of_sets=of_sets,
     )
 
 

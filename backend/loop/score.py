@@ -16,7 +16,7 @@ from backend.adapters.embedding_store import EmbeddingTable
 from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig, parse_labeling_config, prediction_result
 from backend.errors import BackendError
-from backend.learning.acquisition import ACQUISITION_FUNCTIONS, margin, queue_score, shown_score
+from backend.learning.acquisition import ACQUISITION_FUNCTIONS, queue_score, shown_score, utilities
 from backend.learning.head import Head
 from backend.loop.embed import Embedder, missing_tasks
 from backend.loop.prelabels import is_shown
@@ -37,35 +37,41 @@ LAST = 1.0
 
 @dataclass(frozen=True)
 class Scores:
-    """Predictions for some embeddings: class probabilities (N, C) and queue scores (N,), 0 = label first."""
+    """Predictions of a head for some embeddings: probabilities (N, C) of its classes, and queue scores (N,), 0 = label
+    first.
+    """
 
-    classes: Sequence[str]
-    probabilities: NDArray[np.floating[Any]]
+    head: Head
+    probabilities: NDArray[np.float64]
     queue_scores: NDArray[np.floating[Any]]
 
     def confidence(self, row: int) -> float:
-        """The top probability (0..1) of one row."""
-        return float(self.probabilities[row].max())
+        """How likely the prediction of one row is to be right, 0..1; of a set, altogether."""
+        return float(self.head.confidence(self.probabilities[row : row + 1])[0])
 
     def result(self, config: ChoicesConfig, row: int) -> list[dict[str, Any]]:
         """Label Studio's `result` for one row."""
-        return prediction_result(config, dict(zip(self.classes, self.probabilities[row].tolist(), strict=True)))
+        (label,) = self.head.predicted(self.probabilities[row : row + 1])
+        by_class = dict(zip(self.head.classes, self.probabilities[row].tolist(), strict=True))
+        return prediction_result(config, label, self.confidence(row), by_class)
 
 
 def score(head: Head, embeddings: NDArray[np.floating[Any]], acquisition: str) -> Scores:
     """Scores of embeddings (N, D) under a head; `acquisition` as for `scores_of`."""
-    return scores_of(head.classes, head.predict_proba(embeddings), acquisition)
+    return scores_of(head, head.predict_proba(embeddings), acquisition)
 
 
-def scores_of(classes: Sequence[str], probabilities: NDArray[np.floating[Any]], acquisition: str) -> Scores:
-    """Scores of class probabilities (N, C); `acquisition` is what the setting may name.
+def scores_of(head: Head, probabilities: NDArray[np.float64], acquisition: str) -> Scores:
+    """Scores of the head's probabilities (N, C); `acquisition` is what the setting may name.
 
-    A strategy that compares images with each other has no utility of a single one: the margin's stands in. Model
+    A strategy that compares images with each other has no utility of a single one: the margin's stands in. Where
+    images may have several labels it is that of the label most in doubt, see `learning.acquisition`. Model
     scores stay above all seed scores, so that a seed batch is finished first.
     """
-    utilities = ACQUISITION_FUNCTIONS.get(acquisition, margin)(probabilities)
+    name = acquisition if acquisition in ACQUISITION_FUNCTIONS else "margin"
+    found = utilities(name, probabilities, of_sets=head.threshold is not None)
     floor = SEED_STEP * 10_000
-    return Scores(classes, probabilities, floor + (1.0 - floor) * queue_score(utilities))
+    return Scores(head, probabilities, floor + (1.0 - floor) * queue_score(found))
 
 
 class Predictor:

@@ -30,7 +30,7 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.registry import Registry
 from backend.choices import parse_labeling_config
 from backend.config import Settings
-from backend.learning.acquisition import ACQUISITION_FUNCTIONS, margin
+from backend.learning.acquisition import utilities
 from backend.learning.features import CENTRE_ROWS, evenly_spaced
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import Head
@@ -311,7 +311,7 @@ class Shards:
     def _score(self, search: _UnderWay, shard: int, store: EmbeddingStore, index: EmbeddingTable) -> bool:
         """Goes on with a search block by block; whether it came to the end, before a retrain began to wait."""
         n_wanted, rate = self._shortlist_size(index, shard), self._sample_rate(index)
-        utility = ACQUISITION_FUNCTIONS.get(self._settings.acquisition, margin)
+        of_sets = search.head.threshold is not None
         counts = np.array([search.record.labels_by_class.get(name, 0) for name in search.head.classes])
         _, end = self._bounds(shard)
         while search.next_id < end:
@@ -320,12 +320,15 @@ class Shards:
             block = store.between(search.next_id, min(search.next_id + ROWS_AT_ONCE, end))
             search.next_id += ROWS_AT_ONCE
             probabilities = search.head.predict_proba(block.embeddings)
-            utilities = np.concatenate([search.utilities, utility(probabilities) * rarity(probabilities, counts)])
-            best = np.argsort(-utilities, kind="stable")[:n_wanted]
+            of_block = utilities(self._settings.acquisition, probabilities, of_sets=of_sets)
+            if not of_sets:
+                of_block *= rarity(probabilities, counts)
+            found = np.concatenate([search.utilities, of_block])
+            best = np.argsort(-found, kind="stable")[:n_wanted]
             rows = np.concatenate([search.shortlist.task_ids, block.task_ids])[best]
             order = np.argsort(rows)
             search.shortlist = _rows(joined([search.shortlist, block]), rows)
-            search.utilities = utilities[best][order]
+            search.utilities = found[best][order]
             search.samples.append(_rows(block, block.task_ids[_uniform(block.task_ids) < rate]))
         return True
 

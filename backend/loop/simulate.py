@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +27,11 @@ from backend.adapters.image_source import ImageSource
 from backend.adapters.images import DEFAULT_MAX_IMAGE_PIXELS
 from backend.config import Settings
 from backend.errors import ImageError, SelectionError
+from backend.labels import Label
 from backend.learning.features import normalise, plain_space
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import Head, fit_head
+from backend.learning.label_sets import named_classes, share_right
 from backend.learning.pool import Pool
 from backend.loop.image_files import read_image, source_of
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches
@@ -48,6 +51,8 @@ PLAIN_STRENGTH = 100.0
 class LabeledImages:
     """Embeddings (N, D) of images whose classes (N,) are known, and how many files could not be read.
 
+    sets: of each image (N,) the labels it has, where it may have several; `labels` is then what people read of them.
+
     The last `n_details` columns are details, see `Backbone`.
     """
 
@@ -55,6 +60,12 @@ class LabeledImages:
     labels: NDArray[np.str_]
     n_unreadable: int
     n_details: int = 0
+    sets: Sequence[tuple[str, ...]] | None = None
+
+    @property
+    def answers(self) -> list[Label]:
+        """What a person would answer for each image."""
+        return list(self.sets) if self.sets is not None else self.labels.tolist()
 
 
 @dataclass(frozen=True)
@@ -140,10 +151,11 @@ class Simulation:
         self.settings = settings
         self.table = _table(images.embeddings[~held_out])
         self.pool = Pool(self.table.embeddings, images.n_details)
-        self.truth = images.labels[~held_out].tolist()  # by task id, which is the row in the table
-        self.n_classes = len(np.unique(images.labels))
-        self._test_embeddings = images.embeddings[held_out]
-        self._test_labels = images.labels[held_out]
+        answers = list(zip(images.answers, held_out.tolist(), strict=True))
+        self.truth = [label for label, is_out in answers if not is_out]  # by task id, which is the row in the table
+        self.n_classes = len(named_classes(images.answers))
+        self.test_embeddings = images.embeddings[held_out]
+        self.test_labels = [label for label, is_out in answers if is_out]
 
     @property
     def size(self) -> int:
@@ -177,11 +189,10 @@ class Simulation:
         )
 
     def accuracy(self, head: Head | None) -> float:
-        """Share of held-out images whose top class is right; without a head, that of the best constant answer."""
+        """Share of held-out images whose prediction is right; without a head, that of the best constant answer."""
         if head is None:
-            return float(np.unique(self._test_labels, return_counts=True)[1].max() / len(self._test_labels))
-        top = head.predict_proba(self._test_embeddings).argmax(axis=1)
-        return float(np.mean(np.asarray(head.classes)[top] == self._test_labels))
+            return max(Counter(self.test_labels).values()) / len(self.test_labels)
+        return share_right(head.predicted(head.predict_proba(self.test_embeddings)), self.test_labels)
 
     def fit_plain(self, rows: Sequence[int], labels: Sequence[str]) -> Head:
         """The plain learner: logistic regression on L2-normalised embeddings without their details."""
@@ -234,7 +245,9 @@ def _baseline(simulation: Simulation, budgets: Sequence[int]) -> Iterator[tuple[
     order = np.random.default_rng(simulation.seed).permutation(simulation.size)
     for budget in budgets:
         rows = order[:budget].tolist()
-        labels = [simulation.truth[row] for row in rows]
+        labels = [label for row in rows if isinstance(label := simulation.truth[row], str)]
+        if len(labels) < len(rows):
+            raise SelectionError("the strategy 'baseline' knows one label per image, and these may have several")
         head = None
         if len(set(labels)) > 1:
             head = simulation.fit_plain(rows, labels)

@@ -71,6 +71,7 @@ class StatusReader:
             "cross_validated_accuracy": record.cross_validated_accuracy if record else None,
             "expected_accuracy": record.expected_accuracy if record else None,
             "calibration_error": record.calibration_error if record else None,
+            "label_figures": dict(record.label_figures) if record and record.label_figures else None,
             "validation": self._validation(record),
             "prelabels": self._prelabels(record),
             "forecast": dict(record.forecast) if record and record.forecast else None,
@@ -144,7 +145,10 @@ class StatusReader:
             return None
         state = self._ask(lambda: self._jobs.finetuning(project_id))
         record = self._registry.finetuning(project_id)
+        published = self._registry.published_record(project_id)
         note = record.note if record else f"begins at {self._settings.finetune_from} labels"
+        if published is not None and published.threshold is not None:
+            note = 'not done with choice="multiple": the backbone stays as it is, and the head learns'
         if record and record.outcome == "begun" and state == "idle":
             note += "; stopped in the middle"
         return {

@@ -20,8 +20,10 @@ from backend.adapters.registry import Registry
 from backend.choices import ChoicesConfig
 from backend.config import Settings
 from backend.errors import LabelStudioError
+from backend.labels import names_of
 from backend.learning.acquisition import shown_score
 from backend.learning.head import FitResult, HeadSettings
+from backend.learning.label_sets import can_be_told_apart
 from backend.learning.pool import DEFAULT_DETAIL_WEIGHT, Pool
 from backend.loop.anticipate import Anticipation, RoundInputs
 from backend.loop.embed import Embedder
@@ -100,7 +102,8 @@ class Trainer:
         inputs = self._inputs.read(project_id, watch)
         project, config, labels, table = inputs.project, inputs.config, inputs.labels, inputs.table
         labeled = inputs.labeled
-        self._finetuner.request_if_due(project_id, len(labeled))
+        if not config.several:
+            self._finetuner.request_if_due(project_id, len(labeled))
         previous = self._registry.published_record(project_id)
         kept = self._kept(inputs)
         digest = inputs.digest if kept is None else f"{inputs.digest} {kept.record.version}"
@@ -111,7 +114,7 @@ class Trainer:
             if previous:
                 self._prepare(inputs, previous.detail_weight)  # after a start of the worker, before the next label
             return None
-        is_first = previous is None and len({labels.labels[task_id] for task_id in labeled}) < 2
+        is_first = previous is None and not can_be_told_apart([labels.labels[task_id] for task_id in labeled])
         if is_first and (len(table.references) < project.n_tasks or inputs.n_unsearched):
             # The first batch is chosen once, from all images; the last to be embedded or searched asks again.
             logger.info(
@@ -135,7 +138,7 @@ class Trainer:
         labels_used = kept.record.labels_used if kept else len(labeled)
         head_of = kept.record.version if kept else None
         version = self._registry.new_version(project_id, labels_used, self._now(), head_of)
-        labels_by_class = Counter(labels.labels[task_id] for task_id in labeled)
+        labels_by_class = Counter(name for task_id in labeled for name in names_of(labels.labels[task_id]))
         record = VersionRecord(
             version=version,
             kind="model" if head else "seed",
@@ -169,6 +172,7 @@ class Trainer:
             last_answer_at=inputs.last_answer_at,
             score_order=self._settings.score_order,
             release=__version__,
+            threshold=head.threshold if head else None,
         )
         last = previous or self._registry.newest_record(project_id)
         carried = kept_evaluation(kept.record, last, record) if kept else carried_evaluation(last, record)
@@ -211,10 +215,10 @@ class Trainer:
 
     def _kept(self, inputs: Inputs) -> KeptVersion | None:
         """The version that the project is pinned to, if it is; a choice made in Label Studio is followed first."""
-        project, labels, fingerprint = inputs.project, inputs.config.labels, inputs.backbone.fingerprint
+        project, config, fingerprint = inputs.project, inputs.config, inputs.backbone.fingerprint
         if self._versions.may_be_chosen(project.id, project.model_version, inputs.heard_at):
-            self._versions.follow_label_studio(project.id, labels, fingerprint)
-        return self._versions.kept(project.id, labels, fingerprint)
+            self._versions.follow_label_studio(project.id, config, fingerprint)
+        return self._versions.kept(project.id, config, fingerprint)
 
     def _given(self, project_id: int, inputs: Inputs, previous: VersionRecord | None) -> RoundInputs:
         return RoundInputs(
@@ -223,7 +227,7 @@ class Trainer:
             labels=inputs.labels,
             n_classes=len(inputs.config.labels),
             previous_seed=self._previous_seed(previous, inputs.backbone),
-            chosen=_chosen(previous, inputs.backbone),
+            chosen=_chosen(previous, inputs.backbone, several=inputs.config.several),
             start=self._start(project_id, inputs.pool),
             seen=inputs.seen,
         )
@@ -287,9 +291,11 @@ def _prelabels(record: VersionRecord) -> tuple[bool, float]:
     return record.prelabels, record.prelabels_from
 
 
-def _chosen(previous: VersionRecord | None, backbone: Backbone) -> Chosen | None:
-    """The settings that the evaluation of an earlier version chose for the heads after it."""
+def _chosen(previous: VersionRecord | None, backbone: Backbone, *, several: bool) -> Chosen | None:
+    """The settings that the evaluation of an earlier version chose for the heads after it, if they are of its kind."""
     if previous is None or not previous.chosen or previous.fingerprint != backbone.fingerprint:
+        return None
+    if (previous.threshold is not None) != several:
         return None
     try:
         return Chosen(HeadSettings(**previous.chosen), previous.evaluated_labels)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from backend.adapters.embedding_store import EmbeddingTable
+from backend.labels import names_of
 from backend.learning.head import Head
 from backend.learning.intervals import wilson_interval
 from backend.schema import AnnotatedTask, TrainingLabels, ValidationFilter, ValidationSplit
@@ -16,15 +17,17 @@ from backend.schema import AnnotatedTask, TrainingLabels, ValidationFilter, Vali
 
 @dataclass(frozen=True)
 class Measurement:
-    """How a head did on validation tasks it never saw: on how many, and how many tops were the label.
+    """How a head did on validation tasks it never saw: on how many, and of how many it was right; of a set of labels,
+    all of it must be.
 
     unknown_classes: labels of the split that the head has never been trained on → how many tasks have them; these
-    tasks count as wrong.
+    `n_unknown` tasks count as wrong.
     """
 
     n_tasks: int
     n_right: int
     unknown_classes: Mapping[str, int]
+    n_unknown: int
 
     @property
     def kind(self) -> str:
@@ -33,7 +36,7 @@ class Measurement:
 
     @property
     def accuracy(self) -> float:
-        """Share of the tasks whose top class is the label, 0..1."""
+        """Share of the tasks of which the head is right, 0..1."""
         return self.n_right / self.n_tasks
 
     @property
@@ -88,9 +91,11 @@ def measure(head: Head, table: EmbeddingTable, labels: TrainingLabels) -> Measur
     if len(rows) == 0:
         return None
     truth = [labels.validation[task_id] for task_id in task_ids.tolist()]
-    top = head.predict_proba(table.embeddings[rows]).argmax(axis=1)
-    n_right = sum(head.classes[column] == label for column, label in zip(top.tolist(), truth, strict=True))
-    return Measurement(len(rows), n_right, Counter(label for label in truth if label not in head.classes))
+    found = head.predicted(head.predict_proba(table.embeddings[rows]))
+    n_right = sum(guess == label for guess, label in zip(found, truth, strict=True))
+    unknown = [[name for name in names_of(label) if name not in head.classes] for label in truth]
+    by_class = Counter(name for names in unknown for name in names)
+    return Measurement(len(rows), n_right, by_class, sum(map(bool, unknown)))
 
 
 def describe(
@@ -108,7 +113,7 @@ def describe(
     if measured is not None and measured.unknown_classes:
         named = ", ".join(f"{label!r} ({n})" for label, n in sorted(measured.unknown_classes.items()))
         return (
-            f"{sum(measured.unknown_classes.values())} of {measured.n_tasks} validation tasks have a class no training "
+            f"{measured.n_unknown} of {measured.n_tasks} validation tasks have a class no training "
             f"label has yet and count as wrong: {named}"
         )
     if measured is not None:

@@ -8,7 +8,7 @@ so that the queue moves on and no version ever changes; it has the pinned head, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,7 @@ from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import Registry, is_own_version, version_number
 from backend.addresses import same_address
-from backend.choices import parse_labeling_config
+from backend.choices import ChoicesConfig, parse_labeling_config
 from backend.config import Settings
 from backend.errors import LabelStudioError, VersionNotFoundError, VersionUnusableError
 from backend.learning.head import Head
@@ -125,8 +125,8 @@ class Versions:
         self._jobs.ping()  # without Redis nothing would come of it now
         published = self._registry.published_record(project_id)
         facts = self._registry.project_facts(project_id) or {}
-        labels = parse_labeling_config(str(facts.get("label_config"))).labels
-        pin = self._pin(project_id, version, labels, published.fingerprint if published else None, by=by)
+        config = parse_labeling_config(str(facts.get("label_config")))
+        pin = self._pin(project_id, version, config, published.fingerprint if published else None, by=by)
         return pin, self._jobs.request_retrain(project_id)[0]
 
     def release(self, project_id: int) -> int | None:
@@ -140,17 +140,17 @@ class Versions:
 
     # -- for the worker -------------------------------------------------------------------------------------------
 
-    def kept(self, project_id: int, labels: Collection[str], fingerprint: str) -> KeptVersion | None:
+    def kept(self, project_id: int, config: ChoicesConfig, fingerprint: str) -> KeptVersion | None:
         """The version the project is pinned to; None without a pin.
 
-        `labels` are those the labeling config offers, `fingerprint` that of the backbone in use. A pin on a version
+        `config` is the labeling config now, `fingerprint` that of the backbone in use. A pin on a version
         that cannot be used any more is released, for a queue that stands still helps nobody; the status says why.
         """
         pin = self._registry.pin(project_id)
         if pin is None:
             return None
         try:
-            record, head = self._usable(project_id, pin.version, labels, fingerprint)
+            record, head = self._usable(project_id, pin.version, config, fingerprint)
         except (VersionNotFoundError, VersionUnusableError) as exc:
             sentence = f"the pin on {pin.version} has ended, and training goes on: {exc}"
             logger.error("project=%d: %s", project_id, sentence)
@@ -183,7 +183,7 @@ class Versions:
         answered_at = self._jobs.answered_at(project_id)
         return answered_at is None or heard_at > answered_at + LATE_S
 
-    def follow_label_studio(self, project_id: int, labels: Collection[str], fingerprint: str) -> bool:
+    def follow_label_studio(self, project_id: int, config: ChoicesConfig, fingerprint: str) -> bool:
         """Does what a person chose in Label Studio's settings; whether that calls for another version.
 
         An older version of ours pins the project to it, the backend itself ("live model") releases a pin. A version
@@ -202,7 +202,7 @@ class Versions:
         if version_number(chosen) >= version_number(published.version):
             return False
         try:
-            pin = self._pin(project_id, chosen, labels, fingerprint, by="Label Studio")
+            pin = self._pin(project_id, chosen, config, fingerprint, by="Label Studio")
         except (VersionNotFoundError, VersionUnusableError) as exc:
             sentence = f"{chosen}, chosen in Label Studio, is not used: {exc}"
             logger.warning("project=%d: %s", project_id, sentence)
@@ -215,11 +215,11 @@ class Versions:
 
     # -- both -----------------------------------------------------------------------------------------------------
 
-    def _pin(self, project_id: int, version: str, labels: Collection[str], fingerprint: str | None, *, by: str) -> Pin:
+    def _pin(self, project_id: int, version: str, config: ChoicesConfig, fingerprint: str | None, *, by: str) -> Pin:
         """Keeps the pin, on the version that the head is really of; one that is there already stays as it is."""
         source = self._registry.record(project_id, version).head_of
         record, _ = self._usable(
-            project_id, source if source in self._registry.versions(project_id) else version, labels, fingerprint
+            project_id, source if source in self._registry.versions(project_id) else version, config, fingerprint
         )
         self._jobs.set_note(project_id, VERSION_NOTE, None)
         pin = self._registry.pin(project_id)
@@ -235,7 +235,7 @@ class Versions:
         logger.info("released project=%d by=%s", project_id, by)
 
     def _usable(
-        self, project_id: int, version: str, labels: Collection[str], fingerprint: str | None
+        self, project_id: int, version: str, config: ChoicesConfig, fingerprint: str | None
     ) -> tuple[VersionRecord, Head]:
         """The version's record and head. Raises VersionNotFoundError and VersionUnusableError."""
         record = self._registry.record(project_id, version)
@@ -250,7 +250,13 @@ class Versions:
                 f"{version} reads embeddings of backbone {record.fingerprint[:12]} ({record.backbone}), and the "
                 f"project's are of {fingerprint[:12]}; use a version made with that, or set BACKBONE back"
             )
-        gone = [repr(name) for name in head.classes if name not in labels]
+        if (head.threshold is not None) != config.several:
+            one, other = ("one label", "several") if config.several else ("several labels", "one")
+            raise VersionUnusableError(
+                f"{version} predicts {one} per image, and the labeling config now asks for {other}; use a version made "
+                "since then, or set it back"
+            )
+        gone = [repr(name) for name in head.classes if name not in config.labels]
         if gone:
             raise VersionUnusableError(
                 f"{version} knows the labels {', '.join(gone)}, which the labeling config no longer offers; use a "

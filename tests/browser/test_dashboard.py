@@ -143,6 +143,27 @@ def test_before_there_is_anything_every_part_says_what_will_come(
     expect(page.locator(".map-notice")).to_contain_text("once all images are embedded")
 
 
+def test_where_images_have_several_labels_each_is_shown(open_page: Callable[..., Page], service: FakeService) -> None:
+    """How well each label is told stands where the confusion does otherwise; one that nobody has has no figures."""
+    board = full_board()
+    labels = [
+        {"label": "rain", "n_having": 30, "accuracy": 0.9, "f1": 0.75, "average_precision": 0.81},
+        {"label": "sun", "n_having": 50, "accuracy": 0.8, "f1": 0.5, "average_precision": 0.62},
+        {"label": "snow", "n_having": 0, "accuracy": 1.0, "f1": None, "average_precision": None},
+    ]
+    board["confusion"] = None
+    board["label_figures"] = {
+        "n_images": 100, "exact_match": 0.7, "label_accuracy": 0.9, "macro_f1": 0.625, "mean_average_precision": 0.715,
+        "threshold": 0.5, "labels": labels, "basis": "the 100 validation images, of which the model has learned none",
+    }  # fmt: skip
+    service.board = board
+    part = open_page().locator("#confusion")
+    expect(part).to_contain_text("All labels of an image are right in 70 %, a single label in 90 %.")
+    expect(part.locator("svg")).to_be_visible()
+    part.locator("summary").click()
+    expect(part.locator("tbody tr")).to_have_text(["sun5080 %50 %62 %", "rain3090 %75 %81 %", "snow0100 %––"])
+
+
 def test_with_images_but_no_labels_yet_it_says_what_there_is_to_choose(
     open_page: Callable[..., Page], service: FakeService
 ) -> None:

@@ -95,10 +95,16 @@ class FakeLabelStudio:
         kept.project = dataclasses.replace(kept.project, **changes)
 
     def annotate(
-        self, project_id: int, task_id: int, label: str | None, *, skipped: bool = False, truth: bool = False
+        self,
+        project_id: int,
+        task_id: int,
+        label: str | Sequence[str] | None,
+        *,
+        skipped: bool = False,
+        truth: bool = False,
     ) -> None:
-        """Somebody submits a label (None: an empty result) or skips the task."""
-        result = [] if label is None or skipped else [region(label)]
+        """Somebody submits a label or several (None or nothing: an empty result) or skips the task."""
+        result = [] if not label or skipped else [region(label)]
         annotation = Annotation(next(self._serial), result, skipped, truth, self._now())
         self._projects[project_id].annotations.setdefault(task_id, []).append(annotation)
 
@@ -379,9 +385,10 @@ class FakeLabelStudio:
         return f"2026-01-02T00:{minutes:02d}:{seconds:02d}.000000Z"
 
 
-def region(label: str) -> dict[str, Any]:
+def region(label: str | Sequence[str]) -> dict[str, Any]:
     """One region of an annotation's result under LABEL_CONFIG."""
-    return {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+    choices = [label] if isinstance(label, str) else list(label)
+    return {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": choices}}
 
 
 class FakeImages:

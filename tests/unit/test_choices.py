@@ -66,11 +66,34 @@ def test_a_single_choice_on_an_image_is_understood(case: str) -> None:
     assert parse_labeling_config(label_config) == expected
 
 
+SEVERAL_ACCEPTED = {
+    "plain": (view(attributes='choice="multiple"'), ChoicesConfig("choice", "image", "image", ("cat", "dog"), True)),
+    "names, field and looks of one's own": (
+        '<View><Header value="What is the weather?"/><Image name="photo" value="$photo_url" zoomControl="true"/>'
+        '<Choices name="weather" toName="photo" choice="multiple" showInLine="true" required="true">'
+        '<Choice value="cloudy" hotkey="c"/><Choice value="Rain" alias="rain" hotkey="r"/></Choices>'
+        '<TextArea name="remark" toName="photo" rows="2"/></View>',
+        ChoicesConfig("weather", "photo", "photo_url", ("cloudy", "rain"), True),
+    ),
+    "one label, which an image has or has not": (
+        view('<Choice value="broken"/>', 'choice="multiple"'),
+        ChoicesConfig("choice", "image", "image", ("broken",), True),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL_ACCEPTED)
+def test_several_choices_on_an_image_are_understood(case: str) -> None:
+    """`choice="multiple"`, with whatever names, hotkeys, aliases and further tags."""
+    label_config, expected = SEVERAL_ACCEPTED[case]
+    assert parse_labeling_config(label_config) == expected
+
+
 ENTITY = "<!DOCTYPE View [<!ENTITY a0 'ha'>" + "".join(
     f"<!ENTITY a{level + 1} '{f'&a{level};' * 10}'>" for level in range(12)
 )
 REFUSED = {
-    "several labels per image": view(attributes='choice="multiple"'),
+    "a choice of another kind": view(attributes='choice="ranked"'),
     "per region": view(attributes='perRegion="true"'),
     "two choices on the image": f'<View><Image name="image" value="$image"/>'
     f'<Choices name="one" toName="image">{CAT_DOG}</Choices>'
@@ -80,6 +103,8 @@ REFUSED = {
     '<RectangleLabels name="box" toName="image"><Label value="cat"/><Label value="dog"/></RectangleLabels></View>',
     "labels from the task": view(choices="", attributes='value="$labels"'),
     "one label": view(choices='<Choice value="cat"/>'),
+    "several labels per image of which none is fixed": view(choices="", attributes='choice="multiple"'),
+    "several labels per region": view(attributes='choice="multiple" perRegion="true"'),
     "no label": view(choices=""),
     "an image without a field": view(image=""),
     "no control": '<View><Image name="image" value="$image"/></View>',
@@ -298,7 +323,7 @@ def test_malformed_results_never_raise(raw: list[tuple[list[dict[str, Any]], boo
 
 def test_a_prediction_names_the_likeliest_label_with_its_confidence() -> None:
     """0.25 against 0.75: dog, with the confidence of every class beside it."""
-    assert prediction_result(CONFIG, {"cat": 0.25, "dog": 0.75}) == [
+    assert prediction_result(CONFIG, "dog", 0.75, {"cat": 0.25, "dog": 0.75}) == [
         {
             "from_name": "choice",
             "to_name": "image",
@@ -323,16 +348,122 @@ def plain(value: Any) -> bool:
 def test_a_prediction_is_plain_json_even_from_numpy_numbers(probabilities: list[float]) -> None:
     """What Label Studio receives is what was meant: it survives JSON unchanged, and holds no NumPy type."""
     array = np.array(probabilities, dtype=np.float32)
-    result = prediction_result(CONFIG, {f"label {number}": value for number, value in enumerate(array)})
+    by_class = {f"label {number}": value for number, value in enumerate(array)}
+    result = prediction_result(CONFIG, "label 0", array[0], by_class)
     assert plain(result)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert result[0]["score"] == max(result[0]["meta"]["confidence"].values())
+    assert result[0]["score"] == result[0]["meta"]["confidence"]["label 0"]
 
 
 def test_a_prediction_is_read_back_as_the_label_it_names() -> None:
     """A labeler who accepts the pre-label submits exactly its result."""
-    result = prediction_result(CONFIG, {"cat": 0.9, "dog": 0.1})
+    result = prediction_result(CONFIG, "cat", 0.9, {"cat": 0.9, "dog": 0.1})
     assert read_labels(CONFIG, tasks(Annotation(1, result, False, False, "2026"))).labels[7] == "cat"
+
+
+# -- several labels per image -----------------------------------------------------------------------------------------
+
+SEVERAL = ChoicesConfig("choice", "image", "image", ("cat", "dog", "bird"), several=True)
+
+
+def regions(*labels: Any) -> dict[str, Any]:
+    return {**region(), "value": {"choices": list(labels)}}
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        pytest.param([regions("dog", "cat")], ("cat", "dog"), id="two, in whatever order they were pressed"),
+        pytest.param([regions("cat")], ("cat",), id="one"),
+        pytest.param([], (), id="none of these: Label Studio writes no region"),
+        pytest.param([regions()], (), id="a region whose choices were all taken back"),
+        pytest.param([regions("cat", "cat")], ("cat",), id="one given twice"),
+        pytest.param([region("x", from_name="remark", kind="textarea")], (), id="a remark alone"),
+        pytest.param([regions("cat"), regions("dog")], ("cat", "dog"), id="two regions of the same control"),
+    ],
+)
+def test_what_is_submitted_is_the_whole_set(result: list[dict[str, Any]], expected: tuple[str, ...]) -> None:
+    """Labels that are not chosen are not on the image."""
+    assert read_labels(SEVERAL, tasks(annotation(1, *result))).labels == {7: expected}
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ([regions("cat", "catt")], "annotation 3 has label 'catt'; the labeling config offers 'cat', 'dog', 'bird'"),
+        (
+            [{**region(), "value": {"choices": "cat"}}],
+            "annotation 3 holds a region without a list of choices for 'choice'",
+        ),
+        ([{**region(), "value": None}], "annotation 3 holds a region without a list of choices for 'choice'"),
+    ],
+)
+def test_a_set_that_cannot_be_read_is_ignored_with_the_reason(result: list[dict[str, Any]], reason: str) -> None:
+    """It is not taken for the rest of it, nor for none of these."""
+    assert read_labels(SEVERAL, tasks(annotation(3, *result))).ignored == {7: reason}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "expected"),
+    [
+        pytest.param(
+            [annotation(1, regions("cat", "dog")), annotation(2, regions("cat")), annotation(3, regions("dog"))],
+            ("cat", "dog"),
+            id="each label that most say",
+        ),
+        pytest.param(
+            [annotation(1, regions("cat", "dog")), annotation(2, regions("cat", "bird"))],
+            ("bird", "cat"),
+            id="of equal numbers the last",
+        ),
+        pytest.param([annotation(1, regions("cat")), annotation(2)], (), id="the last says none of these"),
+        pytest.param(
+            [annotation(1, regions("cat"), truth=True), annotation(2, regions("dog")), annotation(3, regions("dog"))],
+            ("cat",),
+            id="ground truth before all others",
+        ),
+    ],
+)
+def test_several_sets_give_one(annotations: list[Annotation], expected: tuple[str, ...]) -> None:
+    """Label by label: ground truth first, then the majority, then the latest."""
+    assert read_labels(SEVERAL, tasks(*annotations)).labels[7] == expected
+
+
+def test_two_equal_sets_agree() -> None:
+    """In whatever order their labels were pressed; half of a set is another set."""
+    given = tasks(annotation(1, regions("cat", "dog")), annotation(2, regions("dog", "cat")))
+    assert agreed_tasks(SEVERAL, given, read_labels(SEVERAL, given)) == {7}
+    given = tasks(annotation(1, regions("cat", "dog")), annotation(2, regions("dog")))
+    assert agreed_tasks(SEVERAL, given, read_labels(SEVERAL, given)) == set()
+
+
+@given(st.lists(st.tuples(st.lists(REGION | VALUED, max_size=3), st.booleans(), st.booleans()), max_size=4))
+def test_malformed_sets_never_raise(raw: list[tuple[list[dict[str, Any]], bool, bool]]) -> None:
+    """Every task is labeled, ignored, skipped or untouched; a set holds only labels that the config offers."""
+    annotations = [
+        Annotation(number, result, cancelled, truth, "2026-01-01T00:00:00Z")
+        for number, (result, cancelled, truth) in enumerate(raw)
+    ]
+    labels = read_labels(SEVERAL, tasks(*annotations))
+    kinds = [7 in labels.labels, 7 in labels.ignored, 7 in labels.skipped, not raw]
+    assert kinds.count(True) == 1
+    assert all(set(label) <= set(SEVERAL.labels) for label in labels.labels.values())
+
+
+def test_a_predicted_set_names_its_labels_in_the_order_offered() -> None:
+    """With how sure the model is of all of it, and how likely each label is."""
+    by_class = {"bird": 0.1, "cat": 0.8, "dog": 0.9}
+    assert prediction_result(SEVERAL, ("dog", "cat"), 0.648, by_class) == [
+        {
+            "from_name": "choice",
+            "to_name": "image",
+            "type": "choices",
+            "value": {"choices": ["cat", "dog"]},
+            "score": 0.648,
+            "meta": {"confidence": by_class},
+        }
+    ]
+    assert prediction_result(SEVERAL, (), 0.9, by_class) == []
 
 
 # -- several people ---------------------------------------------------------------------------------------------------

@@ -278,7 +278,7 @@ def test_setup_of_an_id_given_anew_serves_nothing_old(project: World, client: Fl
         "",
         "<View/>",
         "<View><Text name='t' value='$t'/></View>",
-        LABEL_CONFIG.replace("<Choices", "<Choices choice='multiple'"),
+        LABEL_CONFIG.replace("<Choices", "<Choices choice='ranked'"),
     ],
 )
 def test_a_config_that_is_not_understood_is_422_with_the_reason_in_the_status_line(world: World, schema: str) -> None:

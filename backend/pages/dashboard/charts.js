@@ -176,7 +176,11 @@ function shortened(text, most) {
 
 // -- confusion --------------------------------------------------------------------------------------------------------
 
-export async function confusion(part, { confusion: matrix }) {
+export async function confusion(part, { confusion: matrix, label_figures: figures }) {
+  if (figures) {
+    await labelFigures(part, figures);
+    return;
+  }
   if (!matrix || !matrix.labels.length) {
     showNothing(part, "Which classes are taken for which is counted once the model was tried on labels it had not learned from.");
     return;
@@ -205,6 +209,32 @@ export async function confusion(part, { confusion: matrix }) {
           side >= 20 ? Plot.text(cells.filter((cell) => cell.n), { x: "predicted", y: "given", text: (cell) => count(cell.n), fill: (cell) => (cell.share > 0.55 ? "var(--on-strong)" : "var(--ink)") }) : null,
           Plot.text(["predicted →"], { frameAnchor: "top-left", dy: -18, text: (text) => text, textAnchor: "start", fill: "var(--muted)" }),
           Plot.tip(cells, Plot.pointer({ x: "predicted", y: "given", title: (cell) => `labeled ${cell.given}, predicted ${cell.predicted}\n${counted(cell.n, "time")}, ${percent(cell.share)} of ${cell.given}` })),
+        ],
+      });
+    },
+  });
+}
+
+/** Where images may have several labels: how well each is told, the worst first. */
+async function labelFigures(part, figures) {
+  const share = (value) => (Number.isFinite(value) ? percent(value) : "–");
+  const labels = [...figures.labels].sort((a, b) => (a.f1 ?? 2) - (b.f1 ?? 2) || a.label.localeCompare(b.label));
+  const drawn = labels.filter((item) => Number.isFinite(item.f1)).slice(0, MOST_BARS);
+  const caption = `All labels of an image are right in ${share(figures.exact_match)}, a single label in ${share(figures.label_accuracy)}. ` +
+    `F1, the mean of how many of those found have the label and how many that have it are found, is ${share(figures.macro_f1)} on average. ` + told(figures.basis);
+  await show(part, {
+    caption, columns: ["Label", "Have it", "Right", "F1", "Average precision"],
+    rows: labels.map((item) => [item.label, count(item.n_having), share(item.accuracy), share(item.f1), share(item.average_precision)]),
+    draw: (width) => {
+      const { Plot } = window;
+      return Plot.plot({
+        className: CLASS, width, height: 26 * drawn.length + 56, marginLeft: 100, marginRight: 44, marginTop: 8, marginBottom: 34,
+        x: { domain: [0, 1], label: "F1", tickFormat: (value) => percent(value), ticks: 4, grid: true },
+        y: { domain: drawn.map((item) => item.label), label: null, tickSize: 0, tickFormat: (name) => shortened(name, 13) },
+        marks: [
+          Plot.barX(drawn, { y: "label", x: "f1", fill: "var(--measured)", fillOpacity: 0.75, rx: 2, insetTop: 3, insetBottom: 3 }),
+          Plot.text(drawn, { y: "label", x: "f1", text: (item) => percent(item.f1), dx: 4, textAnchor: "start", fill: "var(--ink)" }),
+          Plot.tip(drawn, Plot.pointerY({ y: "label", x: "f1", title: (item) => `${item.label}: ${counted(item.n_having, "image")}\nright in ${share(item.accuracy)}, F1 ${share(item.f1)}, average precision ${share(item.average_precision)}` })),
         ],
       });
     },

@@ -49,7 +49,7 @@ function draw(board) {
   drawVersions();
   drawIfNew("curve", board.curve, (part) => charts.curve(part, board));
   drawIfNew("classes", board.classes, (part) => charts.classes(part, board));
-  drawIfNew("confusion", board.confusion, (part) => charts.confusion(part, board));
+  drawIfNew("confusion", [board.confusion, board.label_figures], (part) => charts.confusion(part, board));
   drawIfNew("calibration", board.calibration, (part) => charts.calibration(part, board));
 }
 

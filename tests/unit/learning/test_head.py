@@ -430,7 +430,7 @@ def test_leave_one_out_error_is_what_leaving_out_gives():
             gram = rows[kept].T @ rows[kept] + ridge * np.eye(4)
             residuals.append(wanted[out] - rows[out] @ np.linalg.solve(gram, rows[kept].T @ wanted[kept]))
         errors.append(np.mean(np.square(residuals)))
-    found = head_module._leave_one_out_error(features, targets, np.ones(9, dtype=bool))
+    found = head_module._leave_one_out_error(features, wanted, np.ones(9, dtype=bool))
     assert found == pytest.approx(min(errors), rel=1e-5)
 
 

@@ -16,7 +16,7 @@ from backend.schema import CurvePoint, VersionRecord
 
 KEYS = {
     "project", "status", "last_label_at", "curve", "window", "suspects", "disagreements", "classes", "confusion",
-    "calibration", "versions",
+    "calibration", "label_figures", "versions",
 }  # fmt: skip
 CAT, DOG = {"label": "cat", "probability": 0.48}, {"label": "dog", "probability": 0.45}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import CATS, DOGS, World, add_cats_and_dogs, label, retrain
 
+from backend.labels import Label
 from backend.learning.head import HeadSettings
 from backend.loop.judgement import (
     NO_SPLIT,
@@ -49,17 +50,42 @@ def test_confusion_and_calibration_by_hand() -> None:
         (0.6, 0.0, 1), (0.7, 0.0, 1), (0.9, 1.0, 1),
     ]  # fmt: skip
     assert calibration["error"] == pytest.approx((0.6 + 0.7 + 0.1) / 3, abs=1e-6)
+    assert found["label_figures"] is None
+
+
+def test_sets_of_labels_are_judged_label_by_label() -> None:
+    """Of three images with cat and dog: both right; the dog missed; a fox, which no head knows, missed and a cat seen.
+
+    By hand: cat is right in 2 of 3 images, dog in 2, fox in 2; F1 of cat 2·1 / (2 + 1), of dog 2·1 / (1 + 2), of fox 0.
+    """
+    probabilities = np.array([[0.9, 0.8], [0.1, 0.4], [0.7, 0.3]])
+    given: list[Label] = [("cat", "dog"), ("dog",), ("fox",)]
+    found = judgement_fields(JudgedImages(given, ("cat", "dog"), probabilities, "three images", 0.5))
+    assert found["confusion"] is None
+    figures = found["label_figures"]
+    assert figures["exact_match"] == pytest.approx(1 / 3, abs=1e-6)
+    assert figures["label_accuracy"] == pytest.approx(2 / 3, abs=1e-6)
+    assert figures["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3, abs=1e-6)
+    assert [(item["label"], item["n_having"], item["average_precision"]) for item in figures["labels"]] == [
+        ("cat", 1, 1.0), ("dog", 2, 1.0), ("fox", 1, pytest.approx(1 / 3, abs=1e-6)),
+    ]  # fmt: skip
+    assert (figures["threshold"], figures["basis"]) == (0.5, "three images")
+    # Confidences are 0.9 · 0.8, 0.9 · 0.6 and 0.7 · 0.7; only the first set is right.
+    assert [(item["confidence"], item["accuracy"]) for item in found["calibration"]["bins"]] == [
+        (0.49, 0.0), (0.54, 0.0), (0.72, 1.0),
+    ]  # fmt: skip
 
 
 def test_without_images_nothing_is_said() -> None:
     """No head, or too few labels to hold any out."""
-    assert judgement_fields(None) == {"confusion": None, "calibration": None}
+    assert judgement_fields(None) == {"confusion": None, "calibration": None, "label_figures": None}
 
 
 def test_predictions_are_counted_by_class() -> None:
     """A class that is never predicted counts 0."""
     assert predicted_counts(["a", "b"], np.array([[0.9, 0.1], [0.8, 0.2]])) == {"a": 2, "b": 0}
     assert predicted_counts(["a", "b"], np.empty((0, 2))) == {"a": 0, "b": 0}
+    assert predicted_counts(["a", "b"], np.array([[0.9, 0.6], [0.6, 0.2]]), 0.6) == {"a": 2, "b": 1}
 
 
 def test_labels_are_judged_out_of_fold(animals: World) -> None:

@@ -217,6 +217,22 @@ def test_expected_points_stand_in_while_too_few_are_measured() -> None:
     assert found["stop"] is False
 
 
+def test_confidence_in_sets_is_further_off() -> None:
+    """Expected points of sets say so, and the interval is wider; measured ones are as good as any."""
+    points = [expected(n, a) for n, a in GROWING]
+    classes, sets = (
+        foresee(points, target=0.9, horizon=30, n_unlabeled=10_000, of_sets=of_sets) for of_sets in (False, True)
+    )
+    assert classes is not None
+    assert sets is not None
+    assert "pairs of photos" in sets["basis"]
+    (low, high), (set_low, set_high) = (found["labels_needed_interval"] for found in (classes, sets))
+    assert set_low <= low
+    assert set_high is None or set_high > high
+    split = [measured(n, a) for n, a in GROWING]
+    assert foresee(split, target=0.9, horizon=30, n_unlabeled=10_000, of_sets=True) == foreseen(split)
+
+
 def test_neither_is_unknown_and_says_why() -> None:
     """One measured point, none expected."""
     found = foreseen([measured(100, 0.85)])

@@ -60,7 +60,7 @@ def test_the_least_certain_is_first() -> None:
     """Weights of 2 on each axis: (1, 1) is even (score lowest), (1, 0) is certain by e² : 1."""
     scores = score(head((2, 0), (0, 2)), np.array([[1, 0], [1, 1], [0, 1]], dtype=np.float32), "margin")
     even, certain = 0.5, np.e**2 / (np.e**2 + 1)
-    assert scores.classes == ("cat", "dog")
+    assert scores.head.classes == ("cat", "dog")
     np.testing.assert_allclose(scores.probabilities[:, 0], [certain, even, 1 - certain], rtol=1e-6)
     np.testing.assert_allclose(scores.queue_scores[[0, 2]], 2 * certain - 1, rtol=0.02)
     assert scores.queue_scores.argmin() == 1

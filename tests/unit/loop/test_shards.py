@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from fakes import TinyBackbone, World, build_world, label, retrain, rgb
+from fakes import LABEL_CONFIG, TinyBackbone, World, build_world, label, retrain, rgb
 from numpy.typing import NDArray
 
 from backend import worker
 from backend.adapters.embedding_store import EmbeddingTable
+from backend.learning.acquisition import utilities
 from backend.learning.coreset import covering_radius, select_coreset
 from backend.loop import shards
 from backend.schema import VersionRecord
@@ -137,6 +138,28 @@ def test_the_head_finds_what_is_worth_a_label_in_every_shard(large, monkeypatch)
     large.empty_queue_of_retrains()
     work(large, "search", "retrain")
     assert published(large).window[0] == UNSURE
+    assert published(large).labels_used == 6
+
+
+def test_shards_are_searched_for_images_of_which_a_label_is_in_doubt(large, monkeypatch):
+    """Where images may have several labels: of every shard those with the label most in doubt, by the head before."""
+    monkeypatch.setattr(shards, "SAMPLE_SHARE", 0.0)
+    monkeypatch.setattr(shards, "MORE_LABELS", 6)
+    config = LABEL_CONFIG.replace("<Choices ", '<Choices choice="multiple" ')
+    large.label_studio.change_project(1, label_config=config)
+    first_version(large)
+    record = labeled_version(large)
+    assert record.threshold is not None
+    head = large.registry.head(record)
+    large.empty_queue_of_retrains()
+    work(large, "search", "retrain")
+    every = large.again(shard_size=1000).table()
+    doubts = utilities("margin", head.predict_proba(every.embeddings), of_sets=True)
+    found = large.table().task_ids
+    for shard in range(6):
+        inside = np.flatnonzero(every.task_ids // SIZE == shard)
+        most_doubted = inside[np.argsort(-doubts[inside], kind="stable")[:4]]
+        assert np.isin(every.task_ids[most_doubted], found).all()
     assert published(large).labels_used == 6
 
 

@@ -152,7 +152,7 @@ def test_accuracy_is_the_share_of_tops_that_are_the_label() -> None:
     """Tops: cat, cat, dog; labels: cat, dog, wolf. Task 9 has no embedding. One of three, wolf unknown."""
     labels = TrainingLabels({}, frozenset(), frozenset(), {}, {1: "cat", 2: "dog", 3: "wolf", 9: "cat"})
     found = measure(HEAD, table((1, 0), (1, 0), (0, 1)), labels)
-    assert found == Measurement(3, 1, {"wolf": 1})
+    assert found == Measurement(3, 1, {"wolf": 1}, 1)
     assert found.accuracy == pytest.approx(1 / 3)
     assert found.interval == wilson_interval(1, 3)
     assert found.kind == "measured on 3 validation tasks"
