@@ -55,7 +55,7 @@ def open_folder(
     backbone: Backbone,
     name_filter: str | None = None,
     only: Collection[str] | None = None,
-    advance: Callable[[int, int], None],
+    advance: Callable[[int, int], None] = lambda done, total: None,
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
 ) -> Dataset:
     """The images below a folder or address, by name, with their embeddings and the tags kept in `cache`.
