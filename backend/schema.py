@@ -12,6 +12,9 @@ from backend.labels import Label
 UNTRAINED = "untrained"
 """Model version given with answers made before any version is published."""
 
+SOURCE_FIELD, DIGEST_FIELD, FETCHED_FIELD = "source", "sha256", "fetched_at"
+"""Fields of the data of tasks that `watch` adds: where the image came from, of which bytes it is, since when."""
+
 VersionKind = Literal["seed", "model"]
 CurveKind = Literal["measured", "expected"]
 FinetuningOutcome = Literal["begun", "failed", "rejected", "adopted", "in_use"]

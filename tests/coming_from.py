@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from live import REPOSITORY, RUN_DIR, pids_with
 
 from backend.adapters.jobs import Jobs
 from backend.config import describe_settings
@@ -22,7 +23,6 @@ from backend.config import describe_settings
 START_S = 120
 """For web service and worker to start, on a machine that is busy."""
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = REPOSITORY / "docs" / "coming-from.md"
 
 WEATHER = "The weather tutorial of Lightly and Label Studio"
@@ -182,7 +182,8 @@ class Walk:
     """A table of the page, gone through from its first row to its last, in a folder, as its reader would.
 
     `places` says what stands in a test for what the page names: whole words and the beginnings of addresses. Without
-    Label Studio rows may be left out that need it.
+    Label Studio rows may be left out that need it. Where the demo `runs_already` with these settings, its processes are
+    those of `web` and `worker`.
     """
 
     system: str
@@ -190,6 +191,7 @@ class Walk:
     environment: Mapping[str, str]
     places: Mapping[str, str] = field(default_factory=dict)
     has_label_studio: bool = True
+    runs_already: bool = False
     _left: list[Row] = field(init=False)
     _staying: list[subprocess.Popen[bytes]] = field(init=False, default_factory=list)
 
@@ -243,6 +245,9 @@ class Walk:
 
     def _type(self, command: str) -> str:
         words = [self._word(word) for word in shlex.split(command)[3:]]
+        if words[0] in ("web", "worker") and self.runs_already:
+            assert pids_with("-m", "backend", *words, run_dir=str(RUN_DIR)), f"the demo does not run {command}"
+            return ""
         if words[0] in ("web", "worker"):
             with (self.folder / f"{words[0]}.log").open("w") as log:
                 process = subprocess.Popen(
@@ -295,9 +300,10 @@ def walking(
     places: Mapping[str, str] | None = None,
     *,
     has_label_studio: bool = True,
+    runs_already: bool = False,
 ) -> Iterator[Walk]:
     """A `Walk` that must have come to the end of its table; then what it has started is stopped."""
-    walk = Walk(system, folder, environment, places or {}, has_label_studio)
+    walk = Walk(system, folder, environment, places or {}, has_label_studio, runs_already)
     try:
         yield walk
         walk.end()

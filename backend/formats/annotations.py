@@ -11,18 +11,22 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from backend.errors import FileFormatError
 from backend.formats.names import path_of
 from backend.formats.simple import is_simple, read_json, read_text
+from backend.schema import DIGEST_FIELD, FETCHED_FIELD, SOURCE_FIELD
 
 _ABOUT_THE_ANNOTATION = frozenset(
     {"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement", "history"}
 )
 """What JSON-MIN, CSV and TSV have beside the task's data and the answers."""
+
+_NOTES = frozenset({SOURCE_FIELD, DIGEST_FIELD, FETCHED_FIELD})
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _IMAGE = re.compile(r"\.(?:bmp|gif|heic|jpe?g|png|tiff?|webp|avif|jfif)\Z", re.IGNORECASE)
 
@@ -280,6 +284,7 @@ def _number(value: object) -> int:
 def _labeled(path: Path, kind: str, rows: Sequence[_Row], control: str | None, image_field: str | None) -> LabeledFiles:
     if not rows:
         return LabeledFiles({}, (), kind)
+    rows = [_without_notes(row, {control, image_field}) for row in rows]
     field = image_field or _only_image_field(path, rows)
     is_table = kind in ("csv", "tsv", "json-min")
     if control is None:
@@ -313,6 +318,19 @@ def _labeled(path: Path, kind: str, rows: Sequence[_Row], control: str | None, i
         tuple(reference for reference in skipped if reference not in by_image),
         kind,
         tuple(reference for reference, labels in labels_of.items() if not labels),
+    )
+
+
+def _without_notes(row: _Row, meant: set[str | None]) -> _Row:
+    """Of a task that `watch` added, without its notes of the image's origin: an address there looks like an image."""
+    if not _DIGEST.fullmatch(str(row.fields.get(DIGEST_FIELD))):
+        return row
+    notes = {name: (str(row.fields[name]),) for name in _NOTES & row.fields.keys() if name not in meant}
+    return replace(
+        row,
+        fields={name: value for name, value in row.fields.items() if name not in notes},
+        # In a table every column is both; one that differs is the answer to a control of that name.
+        answers={name: labels for name, labels in row.answers.items() if notes.get(name) != labels},
     )
 
 

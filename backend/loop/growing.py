@@ -27,7 +27,7 @@ from backend.adapters.polite_fetch import PoliteFetcher
 from backend.choices import parse_labeling_config
 from backend.errors import ImageError, StorageError, UsageError
 from backend.loop.local_files import synchronise
-from backend.schema import Task
+from backend.schema import DIGEST_FIELD, FETCHED_FIELD, SOURCE_FIELD, Task
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,6 @@ SETTLED_S = 2.0
 
 MOST_WAITS = 6
 """Looks for which a storage is not synced because a file in it is being written; then it is all the same."""
-
-SOURCE_FIELD, DIGEST_FIELD, FETCHED_FIELD = "source", "sha256", "fetched_at"
-"""Fields of the data of tasks that are added: where the image came from, of which bytes it is, since when."""
 
 _TIME = re.compile(r"\{time:([^{}]+)\}")
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}

@@ -16,13 +16,13 @@ from typing import Any
 
 import httpx
 import pytest
-from chromium import CHROMIUM, patient_chromium
+from chromium import CHROMIUM, PATIENCE_S, patient_chromium
 from coming_from import ML_BACKEND, SCORES, WEATHER, WEBCAM, Walk, walking
 from live import REPOSITORY, RUN_DIR, LabelingProject, config_of, free_port, remove
 from playwright.sync_api import Page, Response
 from s3 import environment_of, new_bucket, running_s3_server
 
-from backend.adapters.registry import load_head
+from backend.adapters.registry import Registry, load_head
 from backend.demo import write_digits
 from backend.formats.annotations import read_annotations
 from backend.formats.lightly_predictions import check_predictions
@@ -68,7 +68,9 @@ def put_digits(folder: Path, all_digits: Path, classes: tuple[str, ...], numbers
 
 def beside_the_demo(project: LabelingProject, folder: Path, database: int) -> dict[str, str]:
     """Settings of a service of the reader's own, with another port, data folder and Redis database than the demo's."""
-    environment, port = project.stack.environment, free_port()
+    of_tests = ("SEED_SIZE", "WINDOW_SIZE", "PRELABEL_FROM")  # the reader has the defaults
+    environment = {name: value for name, value in project.stack.environment.items() if name not in of_tests}
+    port = free_port()
     return {
         **environment,
         "BACKEND_URL": f"http://127.0.0.1:{port}",
@@ -95,6 +97,14 @@ def status_of(walk: Walk, project: LabelingProject) -> dict[str, Any]:
     answer = httpx.get(f"{walk.environment['BACKEND_URL']}/api/projects/{project.id}/status", auth=auth, timeout=60)
     found: dict[str, Any] = answer.json()
     return found
+
+
+def settled(walk: Walk, project: LabelingProject, n_labels: int) -> dict[str, Any] | None:
+    """The status once the newest version knows so many labels and Label Studio's queue is its."""
+    status = status_of(walk, project)
+    active = project.stack.call("GET", f"/api/projects/{project.id}/")["model_version"]
+    is_so = (status["labels_used"], status["training"], status["model_version"]) == (n_labels, "idle", active)
+    return status if is_so else None
 
 
 def label(project: LabelingProject, label_of: Callable[[str], str], task_ids: list[int] | None = None) -> int:
@@ -262,7 +272,9 @@ def test_the_webcam_assignment(make_project: MakeProject, make_folder: Callable[
         assert page.is_success
         (said,) = walk.step("*Create Sampling*")
         assert len(set(said.splitlines()) & set(names)) == 30
-        assert status["acquisition"] == "coreset"
+        first = Registry(home / "data" / "projects").published_record(project.id)
+        assert first is not None
+        assert first.seed_strategy == "coreset"
         assert project.next_task() == status["window"][0]
         walk.step("Labeling interface")
         assert [choice in call("GET", f"/api/projects/{project.id}/")["label_config"] for choice in classes] == [
@@ -274,15 +286,15 @@ def test_the_webcam_assignment(make_project: MakeProject, make_folder: Callable[
         assert label(project, letters, status["window"]) == 30
         walk.step("Export the labels")
         assert len(read_annotations(home / "labels.json").labels) == 30
-        wait_until(lambda: status_of(walk, project)["labels_used"] == 30, "30 labels learned")
+        wait_until(lambda: settled(walk, project, 30), "30 labels learned")
         (said,) = walk.step("Train a model, choose 15 more")
         status = json.loads(said)
-        assert (status["labels_used"], len(status["window"])) == (30, 15)
+        assert (status["labels_used"], len(status["window"])) == (30, 21)  # all that are left
         assert status["expected_accuracy"] > 0.5  # three classes: chance is a third
         assert status["forecast"]["suggestion"]
         walk.step("Label the additional 15")
-        assert label(project, letters, status["window"]) == 15
-        wait_until(lambda: status_of(walk, project)["labels_used"] == 45, "45 labels learned")
+        assert label(project, letters, status["window"][:15]) == 15
+        wait_until(lambda: settled(walk, project, 45), "45 labels learned")
         (said,) = walk.step("Train on the new labels")
         assert re.search(r"45 labels.*published", said)
         walk.step("Apply the model to new images")
@@ -304,7 +316,7 @@ def test_an_ml_backend_of_ones_own(
     project = new_project(make_project, config_of(["nothing", "yet"]))
     call = project.stack.call
     home = make_folder(project, "pictures", classes, 6)
-    with walking(ML_BACKEND, home, beside_the_demo(project, home, 2), {"3": str(project.id)}) as walk:
+    with walking(ML_BACKEND, home, project.stack.environment, {"3": str(project.id)}, runs_already=True) as walk:
         walk.step("Create a project, import data")
         for path in sorted((home / "pictures").iterdir()):
             files = {"file": (path.name, path.read_bytes(), "image/png")}
@@ -336,10 +348,8 @@ def test_an_ml_backend_of_ones_own(
             first = status_of(walk, project)["window"][0]
             assert project.next_task() == first
             label(project, letters, [first])
-            wait_until(lambda n=n_labels: status_of(walk, project)["labels_used"] == n, f"{n_labels} labels learned")
-        version = status_of(walk, project)["model_version"]
+            wait_until(lambda n=n_labels: settled(walk, project, n), f"{n_labels} labels learned")
         assert len(project.queue()) == 8  # WINDOW_SIZE of the tests: predictions of this very version
-        assert call("GET", f"/api/projects/{project.id}/")["model_version"] == version
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
@@ -352,7 +362,7 @@ def test_scores_that_no_script_writes(make_project: MakeProject, make_folder: Ca
     call = project.stack.call
     home = make_folder(project, "images", classes, 14)
     shutil.copy(home / "images" / "cat0.png", home / "images" / "notes.txt")
-    with walking(SCORES, home, beside_the_demo(project, home, 3), {"3": str(project.id)}) as walk:
+    with walking(SCORES, home, beside_the_demo(project, home, 2), {"3": str(project.id)}) as walk:
         walk.step('"Train/val split is up to you"')
         assert len(json.loads((home / "work/val.json").read_text())) == 9
         walk.step("Sign up, create a project")
@@ -379,9 +389,7 @@ def test_scores_that_no_script_writes(make_project: MakeProject, make_folder: Ca
         walk.step("Model version, token and project id")
         said = walk.step("`active_learning.py`")[-1]
         assert "sequential" in said
-        status = wait_until(
-            lambda: (found := status_of(walk, project))["labels_used"] == 9 and found, "nine labels to train on"
-        )
+        status = wait_until(lambda: settled(walk, project, 9), "nine labels to train on, three to judge by")
         assert (status["acquisition"], status["accuracy_kind"]) == (
             "knn_of_high_loss",
             "measured on 3 validation tasks",
@@ -398,7 +406,6 @@ def test_scores_that_no_script_writes(make_project: MakeProject, make_folder: Ca
         assert [task["id"] for task in shown][: len(window)] == window
         scores = [task["predictions_score"] for task in shown[: len(window)]]
         assert scores == sorted(scores, reverse=True)
-        assert scores[0] == 1
         walk.step("*Label Tasks As Displayed*")
         if CHROMIUM is None:
             body = {"ordering": ["-tasks:predictions_score"], "selectedItems": {"all": True, "excluded": []}}
@@ -416,10 +423,15 @@ def test_scores_that_no_script_writes(make_project: MakeProject, make_folder: Ca
 def labeled_as_displayed(page: Page, project: LabelingProject) -> tuple[list[int], int]:
     """Sorts the Data Manager by falling score and labels as displayed; the tasks from the top, and which is opened."""
     facts = project.stack.facts
+    listed: list[list[int]] = []
     served: list[int] = []
 
     def remember(response: Response) -> None:
-        if "/api/dm/actions" in response.url and "next_task" in response.url and response.ok:
+        if not response.ok:
+            return
+        if "/api/tasks" in response.url:
+            listed.append([task["id"] for task in response.json().get("tasks", [])])
+        if "/api/dm/actions" in response.url and "next_task" in response.url:
             served.append(int(response.json()["id"]))
 
     page.goto(f"{facts['label_studio_url']}/user/login")
@@ -427,14 +439,24 @@ def labeled_as_displayed(page: Page, project: LabelingProject) -> tuple[list[int
     page.fill("input[name=password]", facts["password"])
     page.click("button[type=submit]")
     page.wait_for_url(lambda url: "/user/login" not in url, wait_until="commit")
+    page.on("response", remember)
     page.goto(f"{facts['label_studio_url']}/projects/{project.id}/data")
     page.click("button:has-text('Order by')")
+    n_listed = len(listed)
     page.get_by_text("Prediction score", exact=True).last.click()
-    with page.expect_response(lambda answer: "/api/tasks" in answer.url and answer.ok) as answered:
-        page.click("button[aria-label='Sort descending']")
-    shown = [task["id"] for task in answered.value.json()["tasks"]]
-    page.on("response", remember)
+    await_in_page(page, lambda: len(listed) > n_listed)
+    n_listed = len(listed)
+    page.click("button[aria-label='Sort descending']")
+    await_in_page(page, lambda: len(listed) > n_listed)
     page.click("button[aria-label='Toggle open']")
     page.get_by_text("Label Tasks As Displayed").click()
-    page.wait_for_selector(f"text=#{shown[0]}")
-    return shown[: len(project.queue())], served[0]
+    await_in_page(page, lambda: served)
+    return listed[n_listed][: len(project.queue())], served[0]
+
+
+def await_in_page(page: Page, holds: Callable[[], object]) -> None:
+    """While the page goes on."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, page.url
+        page.wait_for_timeout(50)

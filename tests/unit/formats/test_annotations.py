@@ -160,6 +160,22 @@ def test_json_min_whose_keys_another_program_has_sorted(tmp_path: Path) -> None:
     assert read_annotations(tmp_path / "sorted.json").labels == read_annotations(SAMPLES / "plain.min.json").labels
 
 
+def test_where_a_task_came_from_is_neither_its_image_nor_an_answer(tmp_path: Path) -> None:
+    """`watch` notes it beside the image, an address that looks like one; in every format nothing needs to be named."""
+    notes = {"source": "https://cam.example.org/a.jpg", "sha256": "0f" * 32, "fetched_at": "2026-11-23T03:26:49+00:00"}
+    image, about = "/data/upload/9/a373d66b-a.jpg", {"annotator": 1, "annotation_id": 5}
+    (tmp_path / "min.json").write_text(json.dumps([{"image": image, **notes, "id": 1, "choice": "sunny", **about}]))
+    task = {"id": 1, "data": {"image": image, **notes}, "annotations": [annotation(5, "sunny")]}
+    (tmp_path / "whole.json").write_text(json.dumps([task]))
+    columns = {**about, "choice": "sunny", **notes, "id": 1, "image": image}
+    (tmp_path / "labels.csv").write_text("\n".join(",".join(map(str, line)) for line in (columns, columns.values())))
+    for name in ("min.json", "whole.json", "labels.csv"):
+        assert read_annotations(tmp_path / name).labels == {image: ("sunny",)}, name
+    (tmp_path / "min.json").write_text(json.dumps([{"image": image, "source": "b.jpg", "choice": "sunny", **about}]))
+    with pytest.raises(FileFormatError, match="'image', 'source'"):  # somebody else's field
+        read_annotations(tmp_path / "min.json")
+
+
 def test_a_control_with_the_name_of_the_field_is_read_from_a_table(tmp_path: Path) -> None:
     """There the data's column begins with _data_ (label_studio_sdk/converter/exports/csv2.py)."""
     stream = io.StringIO()
