@@ -414,14 +414,14 @@ def test_scores_that_no_script_writes(make_project: MakeProject, make_folder: Ca
         else:
             with patient_chromium() as chromium:
                 page = chromium.new_page(viewport={"width": 1400, "height": 900})
-                assert labeled_as_displayed(page, project) == (window, window[0])
+                assert labeled_as_displayed(page, project, window) == window[0]
         (said,) = walk.step("When the UI hangs")
         assert "FAIL" not in said
         assert "ok" in said
 
 
-def labeled_as_displayed(page: Page, project: LabelingProject) -> tuple[list[int], int]:
-    """Sorts the Data Manager by falling score and labels as displayed; the tasks from the top, and which is opened."""
+def labeled_as_displayed(page: Page, project: LabelingProject, window: list[int]) -> int:
+    """Sorts the Data Manager by falling score until it shows the window, and labels as displayed: the task opened."""
     facts = project.stack.facts
     listed: list[list[int]] = []
     served: list[int] = []
@@ -445,13 +445,12 @@ def labeled_as_displayed(page: Page, project: LabelingProject) -> tuple[list[int
     n_listed = len(listed)
     page.get_by_text("Prediction score", exact=True).last.click()
     await_in_page(page, lambda: len(listed) > n_listed)
-    n_listed = len(listed)
     page.click("button[aria-label='Sort descending']")
-    await_in_page(page, lambda: len(listed) > n_listed)
+    await_in_page(page, lambda: listed[-1][: len(window)] == window)
     page.click("button[aria-label='Toggle open']")
     page.get_by_text("Label Tasks As Displayed").click()
     await_in_page(page, lambda: served)
-    return listed[n_listed][: len(project.queue())], served[0]
+    return served[0]
 
 
 def await_in_page(page: Page, holds: Callable[[], object]) -> None:
