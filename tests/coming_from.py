@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 from live import REPOSITORY, RUN_DIR, pids_with
+from typist import Typist
 
 from backend.adapters.jobs import Jobs
 from backend.config import describe_settings
@@ -192,6 +193,7 @@ class Walk:
     places: Mapping[str, str] = field(default_factory=dict)
     has_label_studio: bool = True
     runs_already: bool = False
+    typist: Typist | None = None
     _left: list[Row] = field(init=False)
     _staying: list[subprocess.Popen[bytes]] = field(init=False, default_factory=list)
 
@@ -228,6 +230,8 @@ class Walk:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`python -m backend …` with the project's own interpreter."""
+        if self.typist:
+            return self.typist.run(arguments, cwd=self.folder, env={**os.environ, **self.environment})
         return subprocess.run(
             [sys.executable, "-m", "backend", *arguments],
             env={**os.environ, **self.environment},
@@ -301,9 +305,10 @@ def walking(
     *,
     has_label_studio: bool = True,
     runs_already: bool = False,
+    typist: Typist | None = None,
 ) -> Iterator[Walk]:
     """A `Walk` that must have come to the end of its table; then what it has started is stopped."""
-    walk = Walk(system, folder, environment, places or {}, has_label_studio, runs_already)
+    walk = Walk(system, folder, environment, places or {}, has_label_studio, runs_already, typist)
     try:
         yield walk
         walk.end()

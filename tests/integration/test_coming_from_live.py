@@ -21,6 +21,7 @@ from coming_from import ML_BACKEND, SCORES, WEATHER, WEBCAM, Walk, walking
 from live import REPOSITORY, RUN_DIR, LabelingProject, config_of, free_port, remove
 from playwright.sync_api import Page, Response
 from s3 import environment_of, new_bucket, running_s3_server
+from typist import Typist, sitting_typist
 
 from backend.adapters.registry import Registry, load_head
 from backend.demo import write_digits
@@ -30,6 +31,13 @@ from backend.formats.names import path_of
 from backend.loop.folder import classes_of
 
 MakeProject = Callable[..., LabelingProject]
+
+
+@pytest.fixture(scope="module")
+def typist() -> Iterator[Typist]:
+    """Types the commands of all tables."""
+    with sitting_typist() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +76,7 @@ def put_digits(folder: Path, all_digits: Path, classes: tuple[str, ...], numbers
 
 def beside_the_demo(project: LabelingProject, folder: Path, database: int) -> dict[str, str]:
     """Settings of a service of the reader's own, with another port, data folder and Redis database than the demo's."""
-    of_tests = ("SEED_SIZE", "WINDOW_SIZE", "PRELABEL_FROM")  # the reader has the defaults
+    of_tests = ("SEED_SIZE", "WINDOW_SIZE", "PRELABEL_FROM", "RECONCILE_INTERVAL_S")  # the reader has the defaults
     environment = {name: value for name, value in project.stack.environment.items() if name not in of_tests}
     port = free_port()
     return {
@@ -143,7 +151,7 @@ def accuracy_in(said: str) -> float:
 # -- the weather tutorial ---------------------------------------------------------------------------------------------
 
 
-def test_the_weather_tutorial(make_project: MakeProject, make_folder: Callable[..., Path]) -> None:
+def test_the_weather_tutorial(make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path]) -> None:
     """From the folder to the second model; people's answers are given through Label Studio's API."""
     project = new_project(make_project)
     call = project.stack.call
@@ -154,7 +162,7 @@ def test_the_weather_tutorial(make_project: MakeProject, make_folder: Callable[.
         )
         environment = {**project.stack.environment, **environment_of(server), "DATA_DIR": str(home / "data")}
         places = {"3": str(project.id), "s3://bucket": f"s3://{bucket}"}
-        with walking(WEATHER, home, environment, places) as walk:
+        with walking(WEATHER, home, environment, places, typist=typist) as walk:
             (said,) = walk.step("Account and API token")
             assert "select" in said
             walk.step("Download the images")
@@ -242,7 +250,9 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-def test_the_webcam_assignment(make_project: MakeProject, make_folder: Callable[..., Path], all_digits: Path) -> None:
+def test_the_webcam_assignment(
+    make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path], all_digits: Path
+) -> None:
     """Pictures from addresses, thirty of a coreset first, fifteen more, and new ones labeled by the model."""
     classes = ("sunny", "cloudy", "overcast")
     project = new_project(make_project, config_of(["none", "yet"]))
@@ -253,7 +263,7 @@ def test_the_webcam_assignment(make_project: MakeProject, make_folder: Callable[
     truth = put_digits(home / "new", all_digits, classes, range(30, 34))
     with (
         served(home / "weather_raw") as port,
-        walking(WEBCAM, home, beside_the_demo(project, home, 1), {"3": str(project.id)}) as walk,
+        walking(WEBCAM, home, beside_the_demo(project, home, 1), {"3": str(project.id)}, typist=typist) as walk,
     ):
         names = sorted(path.name for path in (home / "weather_raw").iterdir())
         # One request a second to a host: every picture has one of its own.
@@ -309,14 +319,16 @@ def test_the_webcam_assignment(make_project: MakeProject, make_folder: Callable[
 
 
 def test_an_ml_backend_of_ones_own(
-    make_project: MakeProject, make_folder: Callable[..., Path], all_digits: Path
+    make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path], all_digits: Path
 ) -> None:
     """Pre-annotated, connected by one command, and each label makes a model whose predictions the next task has."""
     classes = ("fire", "smoke", "none")
     project = new_project(make_project, config_of(["nothing", "yet"]))
     call = project.stack.call
     home = make_folder(project, "pictures", classes, 6)
-    with walking(ML_BACKEND, home, project.stack.environment, {"3": str(project.id)}, runs_already=True) as walk:
+    with walking(
+        ML_BACKEND, home, project.stack.environment, {"3": str(project.id)}, runs_already=True, typist=typist
+    ) as walk:
         walk.step("Create a project, import data")
         for path in sorted((home / "pictures").iterdir()):
             files = {"file": (path.name, path.read_bytes(), "image/png")}
@@ -355,14 +367,16 @@ def test_an_ml_backend_of_ones_own(
 # -- scores -----------------------------------------------------------------------------------------------------------
 
 
-def test_scores_that_no_script_writes(make_project: MakeProject, make_folder: Callable[..., Path]) -> None:
+def test_scores_that_no_script_writes(
+    make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path]
+) -> None:
     """Local storages, a simple file, then neighbours of the worst labels first, sorted and labeled as displayed."""
     classes = ("cat", "dog", "owl")
     project = new_project(make_project, config_of(["nothing", "yet"]))
     call = project.stack.call
     home = make_folder(project, "images", classes, 14)
     shutil.copy(home / "images" / "cat0.png", home / "images" / "notes.txt")
-    with walking(SCORES, home, beside_the_demo(project, home, 2), {"3": str(project.id)}) as walk:
+    with walking(SCORES, home, beside_the_demo(project, home, 2), {"3": str(project.id)}, typist=typist) as walk:
         walk.step('"Train/val split is up to you"')
         assert len(json.loads((home / "work/val.json").read_text())) == 9
         walk.step("Sign up, create a project")
