@@ -51,6 +51,13 @@ Only = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Take these images only: a list of names such as full_train.json of `split`."),
 ]
+Several = Annotated[
+    bool,
+    typer.Option(
+        "--several",
+        help="Images may have several labels, or none, though each has one here; with two on an image it is seen.",
+    ),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Where embeddings and tags are kept; default: a folder in DATA_DIR/folders."),
@@ -72,6 +79,8 @@ def register(app: typer.Typer) -> None:
             "python -m backend select dataset2/ --n 30 --tag initial --only work/full_train.json",
             "python -m backend select dataset2/ --n 30 --tag second --preselected initial --by-scores work/ "
             "--only work/full_train.json",
+            "python -m backend select dataset2/ --n 30 --tag second --preselected initial "
+            "--by-scores model.safetensors",
         ),
     )(select)
     app.command(
@@ -142,7 +151,9 @@ def select(
     ] = None,
     by_scores: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Predictions in Lightly's format, such as `train --predictions` writes."),
+        typer.Option(
+            metavar="FILE|FOLDER", help="A model of `train`, or predictions in Lightly's format as it writes them."
+        ),
     ] = None,
     task_name: Annotated[
         str | None, typer.Option("--task", help="Which of the predictions' tasks, where there are several.")
@@ -164,27 +175,39 @@ def select(
     from backend.formats.lightly_predictions import read_predictions
     from backend.formats.simple import read_json
     from backend.lightly import select as run
+    from backend.loop.apply import model_of_file
     from backend.loop.folder import read_names
-    from backend.loop.learn import aligned, only_task
+    from backend.loop.learn import aligned, only_task, predicted_by, set_scores
 
     if config is not None and (strategy is not None or _given(context, "n")):
         raise UsageError("--config goes without --n and --strategy; the config has n_samples and strategies of its own")
     if strategy in _BY_SCORES and by_scores is None:
-        raise UsageError(f"--strategy {strategy} needs predictions; give --by-scores FOLDER, or another strategy")
-    if task_name is not None and by_scores is None:
-        raise UsageError("--task goes with --by-scores FOLDER")
+        raise UsageError(
+            f"--strategy {strategy} needs predictions; give --by-scores FILE or FOLDER, or another strategy"
+        )
+    folder = by_scores if by_scores is not None and by_scores.is_dir() else None
+    if task_name is not None and folder is None:
+        raise UsageError("--task goes with --by-scores FOLDER, whose predictions have tasks")
     if by_scores is not None and strategy not in (None, *_BY_SCORES):
         raise UsageError(f"--strategy {strategy} uses no scores; leave --by-scores out, or choose margin")
-    predictions = None if by_scores is None else read_predictions(by_scores, task_name or only_task(by_scores))
+    model = None if by_scores is None or folder is not None else model_of_file(by_scores)
+    predictions = None if folder is None else read_predictions(folder, task_name or only_task(folder))
     wanted: Any = read_json(config) if config is not None else _selection_config(n, strategy, by_scores is not None)
-    dataset = _dataset(context, images, name_filter, cache, None if only is None else read_names(only))[0]
+    dataset, services = _dataset(context, images, name_filter, cache, None if only is None else read_names(only))
+    probabilities = None if predictions is None else aligned(predictions, dataset.names)
+    classes = None if predictions is None else predictions.classes
+    scores = None
+    if model is not None:
+        probabilities, classes = predicted_by(model, dataset, services.backbone()), model.head.classes
+        scores = None if model.head.threshold is None else set_scores(probabilities)
     new = run(
         dataset,
         wanted,
         tag_name=tag,
         preselected_tag_name=preselected,
-        predictions=None if predictions is None else aligned(predictions, dataset.names),
-        classes=None if predictions is None else predictions.classes,
+        scores=scores,
+        predictions=probabilities,
+        classes=classes,
     )
     n_tagged = len(dataset.tags.get(tag))
     if as_json:
@@ -296,6 +319,7 @@ def train(
     image_field: Annotated[
         str | None, typer.Option(help="Field of the tasks' data with the image, where there are several.")
     ] = None,
+    several: Several = False,
     only: Only = None,
     name_filter: NameFilter = None,
     cache: Cache = None,
@@ -303,12 +327,13 @@ def train(
 ) -> None:
     """Train on labels in files, with the service's learner: it learns from the unlabeled images, too.
 
-    Prints the accuracy on the labels and on the validation images.
+    Prints the accuracy on the labels and on the validation images; where images may have several labels, it is the
+    share of those all of whose labels are right.
     """
     from backend.adapters.registry import save_head
     from backend.formats.lightly_predictions import write_predictions
     from backend.loop.folder import read_names
-    from backend.loop.learn import learn, read_labels, read_validation
+    from backend.loop.learn import are_sets, learn, read_labels, read_validation
 
     if task_name != "classification" and predictions is None:
         raise UsageError("--task names predictions; give --predictions FOLDER, too")
@@ -320,10 +345,17 @@ def train(
         wanted = {*read_names(only), *judged}
     dataset, services = _dataset(context, images, name_filter, cache, wanted)
     backbone = services.backbone()
+    given = read_labels(labels, dataset.names, control=control, image_field=image_field, several=several)
+    several = are_sets(given)
+    if several and predictions is not None:
+        raise UsageError(
+            "--predictions: images have several labels, and in Lightly's format the probabilities of an image's "
+            f"classes sum to 1; leave it out, and give the model to `select`: --by-scores {out}"
+        )
     learned = learn(
         dataset,
-        read_labels(labels, dataset.names, control=control, image_field=image_field),
-        validation={} if validation is None else read_validation(validation, dataset.names),
+        given,
+        validation={} if validation is None else read_validation(validation, dataset.names, several=several),
         n_details=backbone.n_details,
         random_state=services.settings.random_state,
     )
@@ -334,6 +366,8 @@ def train(
         said = {
             "model": str(out),
             "classes": learned.head.classes,
+            "several": several,
+            "threshold": learned.head.threshold,
             "n_labels": learned.n_labels,
             "n_unlabeled": learned.n_unlabeled,
             "training_accuracy": learned.training_accuracy,
@@ -345,9 +379,10 @@ def train(
         }
         typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
         return
-    typer.echo(
-        f"{out}: {learned.n_labels} labels of {len(learned.head.classes)} classes, {learned.n_unlabeled} without"
-    )
+    what = "images labeled with" if several else "labels of"
+    typer.echo(f"{out}: {learned.n_labels} {what} {len(learned.head.classes)} classes, {learned.n_unlabeled} without")
+    if several:
+        typer.echo("Accuracies are shares of the images all of whose labels are right.")
     text = f"Training accuracy: {learned.training_accuracy:.1%}"
     if learned.expected_accuracy is not None:
         text += f"   cross-validated: {learned.expected_accuracy:.1%}"

@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
         epilog=example(
             "python -m backend preannotate 3 dataset/ --format yolo --version yolo-1 --map cat=Cat --map dog=Dog",
             "python -m backend preannotate 3 annotations.json --format coco --version coco --box-rule most-frequent",
-            "python -m backend preannotate 3 labels.csv --format csv --version old-model",
+            "python -m backend preannotate 3 labels.csv --format csv --version old-model --least-score 0.6",
         ),
     )(preannotate)
 
@@ -163,8 +163,15 @@ def preannotate(
         ),
     ] = None,
     box_rule: Annotated[
-        BoxRule, typer.Option(help="Whose class an image has: that of its largest box, or of the most boxes.")
+        BoxRule,
+        typer.Option(
+            help="Whose class an image has: that of its largest box, or of the most boxes. Where the project's images "
+            "may have several labels, those of all boxes."
+        ),
     ] = BoxRule.LARGEST,
+    least_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out boxes, lines and annotations with a lower score.")
+    ] = 0.0,
     name_filter: Annotated[
         str | None,
         typer.Option("--filter", metavar="REGEX", help="Which files of YOLO's folder, such as '.*png'; default: all."),
@@ -173,15 +180,15 @@ def preannotate(
 ) -> None:
     """Import labels made elsewhere as predictions of a version; safe to run again, and beside the service's own.
 
-    Labels that the project does not offer, files that no task shows, and images whose label nothing decides are listed
-    and left out.
+    In a project whose images may have several labels a prediction has all of its image's. Labels that the project does
+    not offer, files that no task shows, and images whose label nothing decides are listed and left out.
     """
     from backend.loop.preannotate import parse_label_map
     from backend.loop.preannotate import preannotate as run
     from backend.services import Services
 
     pairs = parse_label_map(label_map or [])
-    found = _read(source, format_name, names_file, box_rule, name_filter)
+    found = _read(source, format_name, names_file, box_rule, name_filter, least_score)
     label_studio = Services(settings_of(context, quiet=True)).label_studio
     with progress() as advance:
         done = run(label_studio, project, found, version=version, label_map=pairs, advance=advance)
@@ -193,7 +200,12 @@ def preannotate(
 
 
 def _read(
-    source: Path, format_name: LabelFormat, names_file: Path | None, box_rule: BoxRule, name_filter: str | None
+    source: Path,
+    format_name: LabelFormat,
+    names_file: Path | None,
+    box_rule: BoxRule,
+    name_filter: str | None,
+    least_score: float,
 ) -> FoundLabels:
     from backend.formats.preannotations import read_coco, read_label_table, read_yolo
 
@@ -204,12 +216,14 @@ def _read(
             f"{given[0]} goes with --format yolo only; {format_name.value} is one file that names its labels"
         )
     if format_name is LabelFormat.YOLO:
-        return read_yolo(source, names_file=names_file, box_rule=box_rule.value, name_filter=name_filter)
+        return read_yolo(
+            source, names_file=names_file, box_rule=box_rule.value, name_filter=name_filter, least_score=least_score
+        )
     if format_name is LabelFormat.COCO:
-        return read_coco(source, box_rule=box_rule.value)
+        return read_coco(source, box_rule=box_rule.value, least_score=least_score)
     if box_rule is not BoxRule.LARGEST:
         raise UsageError("--box-rule goes with --format yolo or coco; a CSV file has no boxes")
-    return read_label_table(source)
+    return read_label_table(source, least_score=least_score)
 
 
 def _told(done: Preannotation) -> list[str]:
