@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backend.cli_common import ON_FILES, SET_UP, AsJson, example, settings_of
+from backend.cli_common import ON_FILES, SET_UP, AsJson, Control, ImageField, Several, example, settings_of
 from backend.errors import UsageError
 from backend.progress import progress, waiting
 
@@ -51,13 +51,6 @@ Only = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Take these images only: a list of names such as full_train.json of `split`."),
 ]
-Several = Annotated[
-    bool,
-    typer.Option(
-        "--several",
-        help="Images may have several labels, or none, though each has one here; with two on an image it is seen.",
-    ),
-]
 Cache = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Where embeddings and tags are kept; default: a folder in DATA_DIR/folders."),
@@ -71,6 +64,7 @@ def register(app: typer.Typer) -> None:
         epilog=example(
             "python -m backend split dataset2/ work/",
             "python -m backend split s3://bucket/photos work/ --one-in 10 --seed 3",
+            "python -m backend split photos/ work/ --labels annotation-0.json",
         ),
     )(split)
     app.command(
@@ -114,26 +108,47 @@ def split(
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where full_train.json and val.json are written.")],
     one_in: Annotated[int, typer.Option(min=2, help="One image in so many of each class is for validation.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Which ones; the same seed gives the same.")] = 0,
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labels in place of the classes in names, as Label Studio exports them, or file name → list of "
+            "classes; repeat it, the later counts. Those of the training images become train.json.",
+        ),
+    ] = None,
+    control: Control = None,
+    image_field: ImageField = None,
+    several: Several = False,
     name_filter: NameFilter = None,
     as_json: AsJson = False,
 ) -> None:
     """Divide images into training and validation by class: full_train.json, names, and val.json, names with classes.
 
-    Classes are the folders that images lie in, or the letters that file names begin with, as in cloudy1.jpg. No image
-    is moved; the other commands take the files.
+    Classes are the folders that images lie in, or the letters that file names begin with, as in cloudy1.jpg, or the
+    labels in files. No image is moved; the other commands take the files.
     """
     from backend.loop.folder import split as run
     from backend.loop.folder import write_split
+    from backend.loop.learn import read_labels
 
-    source = _source(context, images, name_filter)[1]
-    found = run(source.names(), one_in=one_in, seed=seed)
-    train_file, validation_file = write_split(found, out)
+    if not labels and (control or image_field or several):
+        raise UsageError("--control, --image-field and --several go with --labels FILE; classes in names are one each")
+    names = _source(context, images, name_filter)[1].names()
+    given = None
+    if labels:
+        given = read_labels(labels, names, control=control, image_field=image_field, several=several)
+    found = run(names, one_in=one_in, seed=seed, labels=given)
+    train_file, validation_file, *labels_file = write_split(found, out)
+    known = found.training_labels
     if as_json:
         counts = {"n_train": len(found.train), "n_validation": len(found.validation), "classes": dict(found.classes)}
-        said = {"train": str(train_file), "validation": str(validation_file), **counts}
+        more = {} if known is None else {"training_labels": str(*labels_file), "n_training_labels": len(known)}
+        said = {"train": str(train_file), "validation": str(validation_file), **counts, **more}
         typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
         return
     typer.echo(f"{train_file}: {len(found.train)} images; {validation_file}: {len(found.validation)} with classes")
+    if known is not None:
+        typer.echo(f"{labels_file[0]}: {len(known)} with classes to train on")
     typer.echo(", ".join(f"{name} {n}" for name, n in found.classes.items()))
 
 
@@ -313,12 +328,8 @@ def train(
         ),
     ] = None,
     task_name: Annotated[str, typer.Option("--task", help="The predictions' name.")] = "classification",
-    control: Annotated[
-        str | None, typer.Option(help="Name of the Choices that is meant, where there are several.")
-    ] = None,
-    image_field: Annotated[
-        str | None, typer.Option(help="Field of the tasks' data with the image, where there are several.")
-    ] = None,
+    control: Control = None,
+    image_field: ImageField = None,
     several: Several = False,
     only: Only = None,
     name_filter: NameFilter = None,

@@ -93,6 +93,14 @@ def export(
     image_field: Annotated[
         str | None, typer.Option(help="Field of the tasks' data with the image, where there are several; for simple.")
     ] = None,
+    several: Annotated[
+        bool,
+        typer.Option(
+            "--several",
+            help="Images may have several labels, and those submitted without any have none: an empty list; for simple."
+            " Of a project with one Choices this is known.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Say what was written as one JSON object; with --output.")
     ] = False,
@@ -106,14 +114,16 @@ def export(
         raise UsageError("give either a project's id or --from FILE")
     if source is not None and not is_simple:
         raise UsageError(f"--from goes with --format simple only; {format_name.value} is Label Studio's to write")
-    if (control or image_field) and not is_simple:
-        raise UsageError("--control and --image-field go with --format simple only; other formats hold all there is")
+    if (control or image_field or several) and not is_simple:
+        raise UsageError(
+            "--control, --image-field and --several go with --format simple only; other formats hold all there is"
+        )
     if as_json and output is None:
         raise UsageError("--json goes with --output FILE, for without it standard output is the file")
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"--output {output}: there is no folder {output.parent}; make it first")
     if source is not None:
-        exported = export_file(source, control=control, image_field=image_field)
+        exported = export_file(source, control=control, image_field=image_field, several=several)
     else:
         from backend.services import Services
 
@@ -121,7 +131,7 @@ def export(
         label_studio = Services(settings_of(context, quiet=True)).label_studio
         with waiting("Label Studio writes the export"):
             exported = export_project(
-                label_studio, project, format_name.value, control=control, image_field=image_field
+                label_studio, project, format_name.value, control=control, image_field=image_field, several=several
             )
     if output is None:
         typer.echo(exported.content, nl=False)

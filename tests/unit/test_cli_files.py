@@ -153,6 +153,16 @@ def test_several_labels_per_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     labels, judged = Path("labels.json"), Path("val.json")
     write_simple(labels, {name: label for name, label in truth.items() if int(name[1]) < 4})
     write_simple(judged, {name: label for name, label in truth.items() if int(name[1]) == 7})
+    write_simple(Path("all.json"), truth)
+    split = json.loads(said("split", "images", "work", "--labels", "all.json", "--one-in", "4", "--json"))
+    assert (split["n_train"], split["n_validation"], split["n_training_labels"]) == (24, 8, 24)
+    assert "work/train.json: 24 with classes to train on" in said("split", "images", "work", "--labels", "all.json",
+                                                                  "--one-in", "4")  # fmt: skip
+    divided = ["--labels", "work/train.json", "--validation", "work/val.json", "--out", "m.safetensors"]
+    assert json.loads(said("train", "images", *divided, "--json"))["validation_accuracy"] == 1.0
+    done = run("split", "images", "work", "--several")
+    assert "--several go with --labels FILE" in str(done.exception)
+
     train = ["train", "images", "--labels", labels, "--validation", judged, "--out", "m.safetensors"]
     found = json.loads(said(*train, "--json"))
     assert (found["several"], found["n_labels"], found["n_validation"]) == (True, 16, 4)
