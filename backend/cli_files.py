@@ -350,6 +350,7 @@ def train(
         raise UsageError("--task names predictions; give --predictions FOLDER, too")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
+    _check_predictions(predictions, out, several=several)
     wanted = None
     if only is not None:
         judged = read_names(validation) if validation is not None else []
@@ -358,11 +359,7 @@ def train(
     backbone = services.backbone()
     given = read_labels(labels, dataset.names, control=control, image_field=image_field, several=several)
     several = are_sets(given)
-    if several and predictions is not None:
-        raise UsageError(
-            "--predictions: images have several labels, and in Lightly's format the probabilities of an image's "
-            f"classes sum to 1; leave it out, and give the model to `select`: --by-scores {out}"
-        )
+    _check_predictions(predictions, out, several=several)
     learned = learn(
         dataset,
         given,
@@ -444,6 +441,15 @@ def _dataset(
             max_image_pixels=services.settings.max_image_pixels,
         )
     return dataset, services
+
+
+def _check_predictions(folder: Path | None, model: Path, *, several: bool) -> None:
+    """Raises UsageError where predictions are wanted that Lightly's format cannot hold."""
+    if several and folder is not None:
+        raise UsageError(
+            "--predictions: images have several labels, and in Lightly's format the probabilities of an image's "
+            f"classes sum to 1; leave it out, and give the model to `select`: --by-scores {model}"
+        )
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -173,12 +173,12 @@ def preannotate(
         ),
     ] = None,
     box_rule: Annotated[
-        BoxRule,
+        BoxRule | None,
         typer.Option(
-            help="Whose class an image has: that of its largest box, or of the most boxes. Where the project's images "
-            "may have several labels, those of all boxes."
+            help="Whose class an image has: that of its largest box (default), or of the most boxes. Where the "
+            "project's images may have several labels, they have all of them."
         ),
-    ] = BoxRule.LARGEST,
+    ] = None,
     least_score: Annotated[
         float, typer.Option(min=0, max=1, help="Leave out boxes, lines and annotations with a lower score.")
     ] = 0.0,
@@ -201,7 +201,7 @@ def preannotate(
     found = _read(source, format_name, names_file, box_rule, name_filter, least_score)
     label_studio = Services(settings_of(context, quiet=True)).label_studio
     with progress() as advance:
-        done = run(label_studio, project, found, version=version, label_map=pairs, advance=advance)
+        done = run(label_studio, project, found, version=version, label_map=pairs, advance=advance, box_rule=box_rule)
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=2, ensure_ascii=False))
         return
@@ -213,7 +213,7 @@ def _read(
     source: Path,
     format_name: LabelFormat,
     names_file: Path | None,
-    box_rule: BoxRule,
+    box_rule: BoxRule | None,
     name_filter: str | None,
     least_score: float,
 ) -> FoundLabels:
@@ -225,13 +225,14 @@ def _read(
         raise UsageError(
             f"{given[0]} goes with --format yolo only; {format_name.value} is one file that names its labels"
         )
+    rule = BoxRule.LARGEST if box_rule is None else box_rule
     if format_name is LabelFormat.YOLO:
         return read_yolo(
-            source, names_file=names_file, box_rule=box_rule.value, name_filter=name_filter, least_score=least_score
+            source, names_file=names_file, box_rule=rule.value, name_filter=name_filter, least_score=least_score
         )
     if format_name is LabelFormat.COCO:
-        return read_coco(source, box_rule=box_rule.value, least_score=least_score)
-    if box_rule is not BoxRule.LARGEST:
+        return read_coco(source, box_rule=rule.value, least_score=least_score)
+    if box_rule is not None:
         raise UsageError("--box-rule goes with --format yolo or coco; a CSV file has no boxes")
     return read_label_table(source, least_score=least_score)
 

@@ -57,6 +57,7 @@ def preannotate(
     version: str,
     label_map: Mapping[str, str],
     advance: Advance,
+    box_rule: str | None = None,
 ) -> Preannotation:
     """Imports labels as predictions of the version, in place of those it has.
 
@@ -65,11 +66,16 @@ def preannotate(
     independently of each other. Nothing is made of a file without any.
 
     `label_map` renames labels of the files to those of the labeling config; what is in neither is left out and told, as
-    are files without task. Raises UsageError for a version or a map that cannot be used, BackendError if nothing would
-    be imported, and then nothing is changed.
+    are files without task. `box_rule` is the rule that was asked for, if one was. Raises UsageError for a version, a
+    map or a rule that cannot be used, BackendError if nothing would be imported, and then nothing is changed.
     """
     _check_version(version)
     config = parse_labeling_config(label_studio.project(project_id).label_config)
+    if config.several and box_rule is not None:
+        raise UsageError(
+            f"--box-rule {box_rule}: images of project {project_id} may have several labels, so those of all boxes are "
+            "taken; leave it out"
+        )
     _check_map(label_map, found, config)
     advance("reading tasks", 0, 0)
     tasks = {task.id: task.image for task in label_studio.tasks(project_id, config.image_field) if task.image}

@@ -117,6 +117,13 @@ def test_where_images_may_have_several_labels_all_are_predicted(world: World) ->
     assert (done.n_imported, done.rule, done.undecided, done.unknown_labels) == (2, "all of them", {}, {"bird": 2})
 
 
+def test_a_rule_for_one_label_is_refused_where_there_may_be_several(world: World) -> None:
+    """It would not be followed."""
+    world.label_studio.add_project(1, UPLOADS, label_config=SEVERAL)
+    with pytest.raises(UsageError, match="--box-rule largest: images of project 1 may have several labels"):
+        run(world, sets(a=(Found("dog"),)), box_rule="largest")
+
+
 def test_labels_of_a_set_that_become_one_are_one(world: World) -> None:
     """With the higher score."""
     world.label_studio.add_project(1, UPLOADS, label_config=SEVERAL)
