@@ -382,6 +382,7 @@ def train(
             "expected_accuracy": learned.expected_accuracy,
             "n_validation": learned.n_validation,
             "validation_accuracy": learned.validation_accuracy,
+            "label_figures": learned.label_figures,
             "predictions": None if predictions is None else str(predictions),
             "backbone": backbone.name,
         }
@@ -397,6 +398,9 @@ def train(
     if learned.validation_accuracy is not None:
         text += f"   Validation accuracy: {learned.validation_accuracy:.1%} of {learned.n_validation}"
     typer.echo(text)
+    if (figures := learned.label_figures) is not None:
+        f1 = "" if figures["macro_f1"] is None else f"   macro F1: {figures['macro_f1']:.3f}"
+        typer.echo(f"Labels right: {figures['label_accuracy']:.1%}{f1}   of {figures['basis']}")
     if predictions is not None:
         typer.echo(f"{predictions}: predictions of {len(learned.names)} images, task {task_name!r}")
 

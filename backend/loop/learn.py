@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from backend.learning.label_sets import can_be_told_apart, share_right
 from backend.learning.pool import Pool
 from backend.lightly import Dataset, ScorerClassification
 from backend.loop.apply import Model, backbone_of
+from backend.loop.judgement import ON_VALIDATION, OUT_OF_FOLD, JudgedImages, label_figures
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,8 @@ class Learned:
     expected_accuracy: cross-validated on the labels; None with too few of them.
     validation_accuracy: None without validation images.
     names: (N,), `probabilities` (N, C), columns as the head's classes.
+    label_figures: of several labels per image how well each is told, as the status has it: of the validation images, or
+    without any of labels by heads that had not learned them; else None.
     """
 
     head: Head
@@ -43,6 +47,7 @@ class Learned:
     validation_accuracy: float | None
     names: tuple[str, ...]
     probabilities: NDArray[np.float64]
+    label_figures: Mapping[str, Any] | None = None
 
 
 def read_labels(
@@ -135,11 +140,19 @@ def learn(
     fitted = fit_and_evaluate(pool, rows, truth, random_state=random_state)
     head = fitted.head
     probabilities = head.predict_proba(pool.embeddings)
-    validation_accuracy = None
+    validation_accuracy, figures = None, None
     if validation:
         judged = [validation[name] for name in dataset.names if name in validation]
-        guesses = head.predicted(head.predict_proba(dataset.embeddings[is_kept]))
-        validation_accuracy = share_right(guesses, judged)
+        of_judged = head.predict_proba(dataset.embeddings[is_kept])
+        validation_accuracy = share_right(head.predicted(of_judged), judged)
+        basis = ON_VALIDATION.format(n=len(judged))
+        figures = JudgedImages(judged, head.classes, of_judged, basis, head.threshold)
+    elif fitted.evaluation is not None:
+        of_folds = fitted.evaluation.probabilities
+        held_out = np.flatnonzero(np.isfinite(of_folds).all(axis=1))
+        judged = [truth[row] for row in held_out.tolist()]
+        basis = OUT_OF_FOLD.format(n=len(judged))
+        figures = JudgedImages(judged, head.classes, of_folds[held_out], basis, fitted.evaluation.threshold)
     return Learned(
         head,
         len(labeled),
@@ -150,6 +163,7 @@ def learn(
         validation_accuracy,
         names,
         probabilities,
+        label_figures(figures) if figures is not None and figures.threshold is not None else None,
     )
 
 

@@ -138,6 +138,9 @@ def test_a_head_of_sets_is_learned_judged_and_read_back(colours: Dataset, tmp_pa
     assert learned.head.classes == ("green", "red")
     assert learned.training_accuracy == 1.0
     assert learned.validation_accuracy == 0.5
+    assert learned.label_figures is not None
+    assert (learned.label_figures["n_images"], learned.label_figures["label_accuracy"]) == (4, 0.75)
+    assert learned.label_figures["basis"].startswith("the 4 validation images")
     assert learned.expected_accuracy is not None
     assert learned.head.predicted(learned.probabilities) == [SETS[name] for name in learned.names]
     save_head(tmp_path / "m", learned.head, {"backbone": "tiny", "fingerprint": "f00d"})
@@ -148,6 +151,17 @@ def test_a_head_of_sets_is_learned_judged_and_read_back(colours: Dataset, tmp_pa
     np.testing.assert_array_equal(
         head.predict_proba(colours.embeddings), learned.head.predict_proba(colours.embeddings)
     )
+
+
+def test_without_validation_images_labels_are_judged_by_heads_that_had_not_learned_them(colours: Dataset) -> None:
+    """As in the status; with one label per image there are no such figures."""
+    labels = {name: SETS[name] for name in sorted(SETS) if int(name[1]) < 5}
+    learned = learn(colours, labels, validation={}, n_details=0, random_state=0)
+    assert learned.label_figures is not None
+    assert learned.label_figures["exact_match"] == learned.expected_accuracy
+    assert learned.label_figures["basis"].startswith("20 labeled images")
+    single = {name: label[0] for name, label in labels.items() if len(label) == 1}
+    assert learn(colours, single, validation={}, n_details=0, random_state=0).label_figures is None
 
 
 def test_equal_sets_are_refused(colours: Dataset) -> None:
