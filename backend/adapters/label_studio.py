@@ -392,23 +392,16 @@ class LabelStudioClient:
         return answer
 
     def save_local_storage(self, project_id: int, title: str, path: str, regex_filter: str) -> int:
-        """A local-files source storage of the project for `path`, created unless it is there; its id."""
+        """A local-files source storage of the project for `path`, created or made to have this filter; its id."""
+        wanted = {"path": path, "regex_filter": regex_filter, "recursive_scan": True}
         for storage in self.local_storages(project_id):
             if storage["path"] == path:
+                if any(storage.get(name) != value for name, value in wanted.items()):
+                    # With the path, for Label Studio takes a change without it for a storage without it.
+                    self._call("PATCH", f"api/storages/localfiles/{storage['id']}", body=wanted)
                 return int(storage["id"])
-        body = {
-            "project": project_id,
-            "title": title,
-            "path": path,
-            "regex_filter": regex_filter,
-            "use_blob_urls": True,
-            "recursive_scan": True,
-        }
+        body = {"project": project_id, "title": title, "use_blob_urls": True, **wanted}
         return int(self._call("POST", "api/storages/localfiles/", body=body)["id"])
-
-    def change_local_storage(self, storage_id: int, **changes: Any) -> None:
-        """Changes settings of a local-files source storage by Label Studio's own names."""
-        self._call("PATCH", f"api/storages/localfiles/{storage_id}/", body=changes)
 
     def save_local_target(self, project_id: int, title: str, path: str) -> int:
         """A local-files target storage of the project that saves annotations to `path`, created unless it is there."""

@@ -67,7 +67,6 @@ def save_storages(
     project = label_studio.project(project_id)  # its absence is told before anything is made
     with _explained(folder):
         source_id = label_studio.save_local_storage(project.id, folder.name, str(folder), name_filter)
-        label_studio.change_local_storage(source_id, regex_filter=name_filter, recursive_scan=True)
         n_new = synchronise(label_studio, source_id, pause=pause)
     if target is None:
         return Storages(source_id, n_new, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from backend.adapters.jobs import Jobs
 from backend.adapters.label_studio import LabelStudioClient
@@ -34,6 +35,13 @@ PRUNED_AT_ONCE = 2
 
 QUIET_S = 10.0
 """Pause after a version from which nobody seems to label."""
+
+RETRIED = "images_retried"
+"""Note of the last try at images that failed for a passing reason: how many, the pause after it, and its end."""
+
+RETRY_PAUSE_S, LONGEST_RETRY_PAUSE_S = 60.0, 3600.0
+"""Pause after the first such try, and what it grows to by doubling while no more images fail. Behind a storage that
+Label Studio proxies a deleted image looks like a storage that is away; every try lists all tasks."""
 
 PRUNED = "pruned"
 """Note of the number of the oldest version that may still have predictions in Label Studio."""
@@ -67,8 +75,8 @@ class Reconciler:
         Nothing is listed but the tasks that changed since it was last looked at, unless tasks were added or deleted. A
         queue that somebody pointed at no version of ours (connecting a backend does that) is pointed at the published
         version again; one pointed at an older version is what a person chose, see `Versions`. Images that failed for a
-        passing reason are tried again. What is kept here is looked at, too: a version or embeddings that are damaged
-        are made anew.
+        passing reason are tried again, after pauses that grow. What is kept here is looked at, too: a version or
+        embeddings that are damaged are made anew.
         """
         self._jobs.begin(project_id, "reconcile")
         project = self._label_studio.project(project_id)
@@ -78,9 +86,7 @@ class Reconciler:
         if not self._versions.is_settled(project_id):
             self._jobs.request_retrain(project_id)
         config_changed = register_project(self._registry, project)
-        passing = [
-            task_id for task_id, failure in self._embedder.index(project_id).failures.items() if failure.transient
-        ]
+        passing = self._images_to_retry(project_id)
         if passing:
             self._embedder.forget(project_id, passing)
         if self._n_superseded(project_id) and self._jobs.quiet_s(project_id) >= QUIET_S:
@@ -114,6 +120,25 @@ class Reconciler:
             self._jobs.request_retrain(project_id)
         self._jobs.set_note(project_id, MARK, mark)
         return tasks_changed or answers_changed or is_repaired
+
+    def _images_to_retry(self, project_id: int) -> list[int]:
+        """The tasks whose image failed for a passing reason, when it is time to try again; at once if more failed."""
+        failures = self._embedder.index(project_id).failures
+        passing = [task_id for task_id, failure in failures.items() if failure.transient]
+        note, now = self._jobs.note(project_id, RETRIED), time.time()
+        if not passing:
+            if note is not None:
+                self._jobs.set_note(project_id, RETRIED, None)
+            return []
+        n_before, pause_s, until = map(float, note.split()) if note else (0.0, 0.0, 0.0)
+        if len(passing) > n_before:
+            pause_s = RETRY_PAUSE_S
+        elif now < until:
+            return []
+        else:
+            pause_s = min(2 * pause_s, LONGEST_RETRY_PAUSE_S)
+        self._jobs.set_note(project_id, RETRIED, f"{len(passing)} {pause_s:.0f} {now + pause_s:.0f}")
+        return passing
 
     def prune(self, project_id: int) -> None:
         """Deletes from disk versions past the limit, and what is kept of backbones that were fine-tuned before the

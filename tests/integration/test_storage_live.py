@@ -56,7 +56,9 @@ def test_selected_images_become_tasks_and_answers_files(
 
     cli("select", str(images), "--tag", "second", "--preselected", "initial", *shared)
     cli("fetch", str(images), str(samples), "--tag", "second", "--cache", str(cache), "--json")
-    assert cli(*command)["n_new_tasks"] == 3
+    (samples / "notes.png").write_text("matches the first filter and not the second")
+    narrowed = cli(*command, "--filter", r".*(red|green) \d\.png")
+    assert (narrowed["source_id"], narrowed["n_new_tasks"]) == (made["source_id"], 3)
     assert len(project.tasks()) == 6
     for folder in (samples, answers):
         remove(folder)

@@ -75,7 +75,7 @@ def test_only_the_config_module_reads_the_environment() -> None:
 
 
 def test_learning_knows_no_project_file_or_network() -> None:
-    """Arrays in, arrays out: only numerical packages, and of ours only errors and other learning modules."""
+    """Arrays in, arrays out: only numerical packages, and of ours only errors, labels and other learning modules."""
     allowed = {"__future__", "collections", "dataclasses", "functools", "math", "types", "typing"}
     allowed |= {
         "concurrent",
@@ -99,7 +99,8 @@ def test_learning_knows_no_project_file_or_network() -> None:
             names = imported(tree_of(module))
             assert {name.split(".")[0] for name in names} <= allowed, module
             ours = {name for name in names if name.startswith("backend.")}
-            assert all(name.startswith(("backend.learning", "backend.errors")) for name in ours), module
+            known = ("backend.learning", "backend.errors", "backend.labels")
+            assert all(name.startswith(known) for name in ours), module
 
 
 def test_nothing_imports_the_program_that_runs_lightly_s_engine() -> None:

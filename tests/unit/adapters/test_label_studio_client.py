@@ -492,12 +492,6 @@ ROUTES = [
     (lambda client: client.save_webhook(3, None, url="u"), "POST", "/api/webhooks/", {"project": 3, "url": "u"}),
     (lambda client: client.delete_webhook(6), "DELETE", "/api/webhooks/6/", None),
     (
-        lambda client: client.change_local_storage(8, regex_filter="x"),
-        "PATCH",
-        "/api/storages/localfiles/8/",
-        {"regex_filter": "x"},
-    ),
-    (
         lambda client: client.import_tasks(3, [{"data": {"image": "a"}}]),
         "POST",
         "/api/projects/3/import",
@@ -529,13 +523,16 @@ def test_webhooks_of_the_whole_organization_are_not_the_project_s(server: Server
 
 
 def test_a_local_storage_is_made_once(server: Server, client: LabelStudioClient) -> None:
-    """Found by its path, else created."""
-    server.answer = lambda request: (
-        (200, [{"id": 8, "path": "/images/a"}]) if request.method == "GET" else (201, {"id": 9})
-    )
+    """Found by its path, else created; one with another filter gets this one."""
+    there = {"id": 8, "path": "/images/a", "regex_filter": ".*", "recursive_scan": True}
+    server.answer = lambda request: (200, [there]) if request.method == "GET" else (201, {"id": 9})
     assert client.save_local_storage(3, "a", "/images/a", ".*") == 8
     assert client.save_local_storage(3, "b", "/images/b", ".*") == 9
     assert [request.method for request in server.seen] == ["GET", "GET", "POST"]
+    server.seen.clear()
+    assert client.save_local_storage(3, "a", "/images/a", ".*png") == 8
+    assert (server.seen[-1].method, server.seen[-1].path) == ("PATCH", "/api/storages/localfiles/8")
+    assert server.seen[-1].body == {"path": "/images/a", "regex_filter": ".*png", "recursive_scan": True}
 
 
 def test_a_local_target_is_made_once_and_synchronised(server: Server, client: LabelStudioClient) -> None:

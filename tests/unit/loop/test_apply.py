@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fakes import LABEL_CONFIG, TinyBackbone, World, rgb
 from PIL import Image
+from s3 import put
 from typer.testing import CliRunner, Result
 
 from backend import cli
@@ -38,6 +39,7 @@ from backend.loop.apply import (
     sheet_rows,
     write_sheet,
 )
+from backend.storage import Address
 
 COLOURS = {"red.png": (240, 0, 0), "green.png": (0, 240, 0), "sub/mixed.png": (125, 125, 0)}
 
@@ -80,6 +82,19 @@ def test_new_images_get_the_numbers_of_the_service(trained: World, folder: Path)
     (answer,) = trained.services.predictor.predict(1, LABEL_CONFIG, [task])
     np.testing.assert_allclose(found.confidences[1], answer["result"][0]["score"], atol=2e-6)
     assert found.counts["dog"] + found.counts["cat"] == 3
+
+
+def test_images_of_a_bucket_are_labeled(trained: World, folder: Path, s3_server: str, store_address: Address) -> None:
+    """With the numbers of the same files in a folder, by their addresses."""
+    bucket, _, prefix = store_address.key.partition("/")
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.png")}
+    put(s3_server, bucket, {f"{prefix}/{name}": path.read_bytes() for name, path in files.items()})
+    source = open_images(store_address, max_image_bytes=10**6)
+    images = [(source, name) for name in source.names()]
+    found = predict_images(model_of_project(trained.registry, 1), trained.backbone, images, lambda *_: None)
+    np.testing.assert_array_equal(found.probabilities, labeled(trained, folder).probabilities)
+    assert found.names[0] == f"{store_address.text}/green.png"
+    assert list(found.failures) == [f"{store_address.text}/broken.png"]
 
 
 def test_a_version_that_was_copied_elsewhere_says_the_same(trained: World, folder: Path, tmp_path: Path) -> None:

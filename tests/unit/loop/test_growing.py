@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from fakes import World
 from PIL import Image
+from s3 import put as put_objects
 from typer.testing import CliRunner
 
 from backend import cli
 from backend.adapters.image_source import open_images
 from backend.errors import ImageError, LabelStudioUnreachableError, StorageError, UsageError
 from backend.loop.growing import FolderArrivals, Grower, filled, read_addresses, storage_of
+from backend.storage import Address
 
 LONG_AGO = 1_000_000_000
 
@@ -102,6 +104,18 @@ def test_a_crash_between_task_and_note_adds_nothing_twice(
     assert len(project.label_studio[1].tasks) == 1
     assert lines(grower(project, tmp_path), arrivals(incoming)) == []
     assert len(project.label_studio[1].tasks) == 1
+
+
+def test_a_bucket_grows(project: World, tmp_path: Path, s3_server: str, store_address: Address) -> None:
+    """Objects are there whole or not at all: each is taken at the first look that lists it."""
+    bucket, _, prefix = store_address.key.partition("/")
+    put_objects(s3_server, bucket, {f"{prefix}/a.png": png(255, 0, 0), f"{prefix}/notes.txt": b"no image"})
+    source, made = FolderArrivals(open_images(store_address, max_image_bytes=10**6)), grower(project, tmp_path)
+    assert lines(made, source) == ["added a.png"]
+    put_objects(s3_server, bucket, {f"{prefix}/b.png": png(0, 255, 0)})
+    assert lines(made, source) == ["added b.png"]
+    assert lines(made, source) == []
+    assert project.label_studio[1].fields[2]["source"] == f"{store_address.text}/b.png"
 
 
 def test_a_file_that_is_being_written_is_waited_for(project: World, incoming: Path, tmp_path: Path) -> None:

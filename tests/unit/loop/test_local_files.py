@@ -28,11 +28,8 @@ class Storing:
     def save_local_storage(self, project_id: int, title: str, path: str, regex_filter: str) -> int:
         if self._refusal:
             raise LabelStudioError(f"POST … answered 400: {self._refusal}", status=400)
-        self.saved.append(("source", project_id, title, path))
+        self.saved.append(("source", project_id, title, path, regex_filter))
         return 8
-
-    def change_local_storage(self, storage_id: int, **changes: Any) -> None:
-        self.saved.append(("change", storage_id, changes))
 
     def save_local_target(self, project_id: int, title: str, path: str) -> int:
         self.saved.append(("target", project_id, title, path))
@@ -54,8 +51,7 @@ def test_a_source_and_a_target_are_made_and_synchronised() -> None:
     stored = Storing({"status": "queued"}, {"status": "in_progress"}, done, {"status": "completed"})
     assert save(stored, target=TARGET) == Storages(8, 30, 9, 0)
     assert stored.saved == [
-        ("source", 3, "samples", "/data/samples"),
-        ("change", 8, {"regex_filter": IMAGE_FILTER, "recursive_scan": True}),
+        ("source", 3, "samples", "/data/samples", IMAGE_FILTER),
         ("target", 3, "annotations", "/data/annotations"),
     ]
 

@@ -340,6 +340,40 @@ def test_images_that_failed_for_a_passing_reason_are_tried_again(world: World) -
     assert not world.services.reconciler.reconcile(1)
 
 
+def test_images_that_stay_away_are_tried_after_growing_pauses(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a minute, two, four, up to an hour; at once when another fails, and anew once all were there."""
+    clock = [1_000_000.0]
+    monkeypatch.setattr("backend.loop.reconcile.time.time", lambda: clock[0])
+    world.label_studio.add_project(1, [rgb(1, 1), rgb(2, 2), rgb(3, 3)])
+    world.images.away.add(rgb(2, 2))
+    world.embed_all()
+
+    def is_retried() -> bool:
+        """Whether a comparison tries the image again, which fails as before."""
+        world.services.reconciler.reconcile(1)
+        tried = not world.table(1).failures
+        world.embed_all()
+        return tried
+
+    assert is_retried()
+    tries = []
+    for minute in range(1, 400):
+        clock[0] += 60.0
+        if is_retried():
+            tries.append(minute)
+    assert tries == [1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363]
+    world.images.away.add(rgb(3, 3))
+    world.services.embedder.forget(1, [3])
+    world.embed_all()
+    assert is_retried()
+    world.images.away.clear()
+    clock[0] += 60.0
+    assert is_retried()
+    assert not world.table(1).failures
+    world.services.reconciler.reconcile(1)
+    assert world.jobs.note(1, reconcile.RETRIED) is None
+
+
 def test_a_request_during_the_comparison_makes_another_one(animals: World) -> None:
     """The marker is taken first, so that a config change while comparing is not lost."""
     settle(animals)
