@@ -205,6 +205,8 @@ def select(
         raise UsageError("--task goes with --by-scores FOLDER, whose predictions have tasks")
     if by_scores is not None and strategy not in (None, *_BY_SCORES):
         raise UsageError(f"--strategy {strategy} uses no scores; leave --by-scores out, or choose margin")
+    if by_scores is not None and not by_scores.exists():
+        raise UsageError(f"--by-scores {by_scores} is not there; give a model of `train`, or a folder of predictions")
     model = None if by_scores is None or folder is not None else model_of_file(by_scores)
     predictions = None if folder is None else read_predictions(folder, task_name or only_task(folder))
     wanted: Any = read_json(config) if config is not None else _selection_config(n, strategy, by_scores is not None)

@@ -220,6 +220,7 @@ def test_an_image_that_is_gone_is_said(images: Path) -> None:
         (["--strategy", "margin"], "--strategy margin needs predictions"),
         (["--strategy", "typical", "--by-scores", "x"], "--strategy typical uses no scores"),
         (["--task", "x"], "--task goes with --by-scores"),
+        (["--by-scores", "nowhere"], "--by-scores nowhere is not there; give a model of `train`"),
     ],
 )
 def test_selections_that_contradict_themselves_are_refused(images: Path, arguments: list[str], reason: str) -> None:
