@@ -119,6 +119,22 @@ def test_several_labels_per_image_go_out_and_come_back(
         name: colours for name, colours in predicted.items() if colours
     }
 
+    assert stack.cli("connect", str(project.id), "--wait").returncode == 0
+    project.wait(lambda status: status["labels_used"] == 12)
+    done = stack.cli("predict", str(folder), "--project", str(project.id), "--json")
+    of_project = {Path(row["file"]).name: row for row in json.loads(done.stdout)["predictions"]}
+    assert sum(set(of_project[name]["labels"]) == set(colours) for name, colours in truth.items()) >= 18
+    version = json.loads(done.stdout)["version"]
+    shown = {
+        name_of[task["id"]]: row["result"]
+        for task in project.tasks()
+        for row in task["predictions"]
+        if row["model_version"] == version
+    }
+    assert shown
+    for name, result in shown.items():
+        assert (set(result[0]["value"]["choices"]) if result else set()) == set(of_project[name]["labels"])
+
 
 def test_names_are_found_again(answered: LabelingProject, stack: Stack) -> None:
     """Of each file that was uploaded or stands in a storage, by what Label Studio made of its name."""
