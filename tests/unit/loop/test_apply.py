@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +38,8 @@ from backend.loop.apply import (
     write_sheet,
 )
 from backend.storage import Address
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 COLOURS = {"red.png": (240, 0, 0), "green.png": (0, 240, 0), "sub/mixed.png": (125, 125, 0)}
 
@@ -231,17 +231,6 @@ def test_a_sheet_shows_the_pictures_in_its_order(trained: World, folder: Path, t
     assert sheet[GAP + CELL :].min() < 60
     with pytest.raises(BackendError, match=r"'sheet\.pdf'; expected a name that ends in \.png"):
         write_sheet(found, tmp_path / "sheet.pdf")
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """Commands configure logging for their process; here it is put back."""
-    root, ours = logging.getLogger(), logging.getLogger("backend")
-    handlers, levels = list(root.handlers), (root.level, ours.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 def run(*arguments: object) -> Result:
