@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import typer
 
 from backend import cli_files, cli_formats, cli_grow
-from backend.cli_common import LABELING, SET_UP, AsJson, example
+from backend.cli_common import LABELING, SET_UP, AsJson, Control, ImageField, Several, example
 from backend.cli_common import settings_of as _settings
 from backend.config import describe_settings
 from backend.errors import (
@@ -384,6 +384,7 @@ def models(
     epilog=example(
         "python -m backend simulate --images photos/ --budgets 10,30,60 --seeds 5 --json out.json --plot out.svg",
         "python -m backend simulate --images s3://bucket/photos --filter '.*[.]jpg'",
+        "python -m backend simulate --images photos/ --labels labels.json --budgets 20,40,80",
     ),
 )
 def simulate(
@@ -395,6 +396,17 @@ def simulate(
             help="Folder of class folders, or address such as s3://bucket/photos; their names are the labels.",
         ),
     ],
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labels in place of the folders' names, as Label Studio exports them, or file name → list of classes; "
+            "repeat it, the later counts.",
+        ),
+    ] = None,
+    control: Control = None,
+    image_field: ImageField = None,
+    several: Several = False,
     name_filter: Annotated[
         str | None,
         typer.Option(
@@ -415,13 +427,15 @@ def simulate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write every measurement.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to draw the learning curves: a .png or .svg file.")] = None,
 ) -> None:
-    """Run the loop without Label Studio on images whose classes are known, and compare strategies.
+    """Run the loop without Label Studio on images whose labels are known, and compare strategies.
 
     Strategies: default (what the service does with these settings), baseline (random order, plain logistic regression),
     and with the service's learner random, coreset, typical_coreset, typiclust, probcover throughout, or margin,
     information_density, least_confidence, entropy, coral, badge, knn_of_high_loss after the service's first batch.
+    Where images may have several labels there is no baseline, and an image is right with all its labels.
     """
     from backend.loop.image_files import place_of
+    from backend.loop.learn import are_sets, read_labels
     from backend.loop.plot import check_plot_file, plot_learning_curves
     from backend.loop.simulate import STRATEGIES, embed_folder, report, summary
     from backend.loop.simulate import simulate as run
@@ -434,18 +448,30 @@ def simulate(
     for option, file in (("--json", json_file), ("--plot", plot)):
         if file is not None and not file.parent.is_dir():
             raise UsageError(f"{option} {file}: there is no folder {file.parent}; make it first")
+    if not labels and (control or image_field or several):
+        raise UsageError("--control, --image-field and --several go with --labels FILE; folders' names are one label")
     services = Services(settings)
     source = services.image_source(place, name_filter)
+    given = None
+    if labels:
+        known = source.names()
+        given = read_labels(labels, known, control=control, image_field=image_field, several=several)
+        if len(given) < len(known):
+            typer.echo(
+                f"note: {len(known) - len(given)} of {len(known)} images have no label and are left out", err=True
+            )
+    several = given is not None and are_sets(given)
     backbone = services.backbone()
     if backbone.warning:
         typer.echo(f"note: {backbone.warning}", err=True)
-    names = strategy or ["default", "baseline"]
+    names = strategy or ["default", "random" if several else "baseline"]
     wanted = _whole_numbers(budgets)
     with progress() as advance:
         pictures = embed_folder(
             backbone,
             source,
             lambda done, total: advance("embedding", done, total),
+            labels=given,
             max_image_pixels=settings.max_image_pixels,
         )
         n_rows = len(names) * len(set(wanted)) * seeds
@@ -456,7 +482,8 @@ def simulate(
         ):  # fmt: skip
             rows.append(row)
             advance("labeling", len(rows), n_rows)
-    typer.echo(f"accuracy on the held-out fifth, mean ± standard deviation of {seeds} seeds")
+    accuracy = "share of images all of whose labels are right" if several else "accuracy"
+    typer.echo(f"{accuracy} on the held-out fifth, mean ± standard deviation of {seeds} seeds")
     typer.echo("labels".ljust(18) + "".join(f"{budget:>15}" for budget in sorted(set(wanted))))
     for name, by_budget in summary(rows).items():
         cells = "".join(f"{f'{mean:.3f} ± {spread:.3f}':>15}" for mean, spread in by_budget.values())

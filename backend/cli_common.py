@@ -14,6 +14,22 @@ LABELING = "3. While people label: how good is it, what looks wrong, which model
 
 ON_FILES = "5. On files, without Label Studio"
 
+Control = Annotated[
+    str | None, typer.Option("--control", help="Name of the Choices that is meant, where there are several.")
+]
+ImageField = Annotated[
+    str | None,
+    typer.Option("--image-field", help="Field of the tasks' data with the image, where there are several."),
+]
+Several = Annotated[
+    bool,
+    typer.Option(
+        "--several",
+        help="Images may have several labels, or none, though each has one here; with two on an image it is seen.",
+    ),
+]
+"""What labels in files mean."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="As one JSON object, for programs.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from backend.cli_common import ON_FILES, SET_UP, AsJson, example, settings_of
+from backend.cli_common import ON_FILES, SET_UP, AsJson, Control, ImageField, Several, example, settings_of
 from backend.errors import UsageError
 from backend.progress import progress, waiting
 
@@ -64,6 +64,7 @@ def register(app: typer.Typer) -> None:
         epilog=example(
             "python -m backend split dataset2/ work/",
             "python -m backend split s3://bucket/photos work/ --one-in 10 --seed 3",
+            "python -m backend split photos/ work/ --labels annotation-0.json",
         ),
     )(split)
     app.command(
@@ -72,6 +73,8 @@ def register(app: typer.Typer) -> None:
             "python -m backend select dataset2/ --n 30 --tag initial --only work/full_train.json",
             "python -m backend select dataset2/ --n 30 --tag second --preselected initial --by-scores work/ "
             "--only work/full_train.json",
+            "python -m backend select dataset2/ --n 30 --tag second --preselected initial "
+            "--by-scores model.safetensors",
         ),
     )(select)
     app.command(
@@ -105,26 +108,47 @@ def split(
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where full_train.json and val.json are written.")],
     one_in: Annotated[int, typer.Option(min=2, help="One image in so many of each class is for validation.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Which ones; the same seed gives the same.")] = 0,
+    labels: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Labels in place of the classes in names, as Label Studio exports them, or file name → list of "
+            "classes; repeat it, the later counts. Those of the training images become train.json.",
+        ),
+    ] = None,
+    control: Control = None,
+    image_field: ImageField = None,
+    several: Several = False,
     name_filter: NameFilter = None,
     as_json: AsJson = False,
 ) -> None:
     """Divide images into training and validation by class: full_train.json, names, and val.json, names with classes.
 
-    Classes are the folders that images lie in, or the letters that file names begin with, as in cloudy1.jpg. No image
-    is moved; the other commands take the files.
+    Classes are the folders that images lie in, or the letters that file names begin with, as in cloudy1.jpg, or the
+    labels in files. No image is moved; the other commands take the files.
     """
     from backend.loop.folder import split as run
     from backend.loop.folder import write_split
+    from backend.loop.learn import read_labels
 
-    source = _source(context, images, name_filter)[1]
-    found = run(source.names(), one_in=one_in, seed=seed)
-    train_file, validation_file = write_split(found, out)
+    if not labels and (control or image_field or several):
+        raise UsageError("--control, --image-field and --several go with --labels FILE; classes in names are one each")
+    names = _source(context, images, name_filter)[1].names()
+    given = None
+    if labels:
+        given = read_labels(labels, names, control=control, image_field=image_field, several=several)
+    found = run(names, one_in=one_in, seed=seed, labels=given)
+    train_file, validation_file, *labels_file = write_split(found, out)
+    known = found.training_labels
     if as_json:
         counts = {"n_train": len(found.train), "n_validation": len(found.validation), "classes": dict(found.classes)}
-        said = {"train": str(train_file), "validation": str(validation_file), **counts}
+        more = {} if known is None else {"training_labels": str(*labels_file), "n_training_labels": len(known)}
+        said = {"train": str(train_file), "validation": str(validation_file), **counts, **more}
         typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
         return
     typer.echo(f"{train_file}: {len(found.train)} images; {validation_file}: {len(found.validation)} with classes")
+    if known is not None:
+        typer.echo(f"{labels_file[0]}: {len(known)} with classes to train on")
     typer.echo(", ".join(f"{name} {n}" for name, n in found.classes.items()))
 
 
@@ -142,7 +166,9 @@ def select(
     ] = None,
     by_scores: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Predictions in Lightly's format, such as `train --predictions` writes."),
+        typer.Option(
+            metavar="FILE|FOLDER", help="A model of `train`, or predictions in Lightly's format as it writes them."
+        ),
     ] = None,
     task_name: Annotated[
         str | None, typer.Option("--task", help="Which of the predictions' tasks, where there are several.")
@@ -164,27 +190,41 @@ def select(
     from backend.formats.lightly_predictions import read_predictions
     from backend.formats.simple import read_json
     from backend.lightly import select as run
+    from backend.loop.apply import model_of_file
     from backend.loop.folder import read_names
-    from backend.loop.learn import aligned, only_task
+    from backend.loop.learn import aligned, only_task, predicted_by, set_scores
 
     if config is not None and (strategy is not None or _given(context, "n")):
         raise UsageError("--config goes without --n and --strategy; the config has n_samples and strategies of its own")
     if strategy in _BY_SCORES and by_scores is None:
-        raise UsageError(f"--strategy {strategy} needs predictions; give --by-scores FOLDER, or another strategy")
-    if task_name is not None and by_scores is None:
-        raise UsageError("--task goes with --by-scores FOLDER")
+        raise UsageError(
+            f"--strategy {strategy} needs predictions; give --by-scores FILE or FOLDER, or another strategy"
+        )
+    folder = by_scores if by_scores is not None and by_scores.is_dir() else None
+    if task_name is not None and folder is None:
+        raise UsageError("--task goes with --by-scores FOLDER, whose predictions have tasks")
     if by_scores is not None and strategy not in (None, *_BY_SCORES):
         raise UsageError(f"--strategy {strategy} uses no scores; leave --by-scores out, or choose margin")
-    predictions = None if by_scores is None else read_predictions(by_scores, task_name or only_task(by_scores))
+    if by_scores is not None and not by_scores.exists():
+        raise UsageError(f"--by-scores {by_scores} is not there; give a model of `train`, or a folder of predictions")
+    model = None if by_scores is None or folder is not None else model_of_file(by_scores)
+    predictions = None if folder is None else read_predictions(folder, task_name or only_task(folder))
     wanted: Any = read_json(config) if config is not None else _selection_config(n, strategy, by_scores is not None)
-    dataset = _dataset(context, images, name_filter, cache, None if only is None else read_names(only))[0]
+    dataset, services = _dataset(context, images, name_filter, cache, None if only is None else read_names(only))
+    probabilities = None if predictions is None else aligned(predictions, dataset.names)
+    classes = None if predictions is None else predictions.classes
+    scores = None
+    if model is not None:
+        probabilities, classes = predicted_by(model, dataset, services.backbone()), model.head.classes
+        scores = None if model.head.threshold is None else set_scores(probabilities)
     new = run(
         dataset,
         wanted,
         tag_name=tag,
         preselected_tag_name=preselected,
-        predictions=None if predictions is None else aligned(predictions, dataset.names),
-        classes=None if predictions is None else predictions.classes,
+        scores=scores,
+        predictions=probabilities,
+        classes=classes,
     )
     n_tagged = len(dataset.tags.get(tag))
     if as_json:
@@ -290,12 +330,9 @@ def train(
         ),
     ] = None,
     task_name: Annotated[str, typer.Option("--task", help="The predictions' name.")] = "classification",
-    control: Annotated[
-        str | None, typer.Option(help="Name of the Choices that is meant, where there are several.")
-    ] = None,
-    image_field: Annotated[
-        str | None, typer.Option(help="Field of the tasks' data with the image, where there are several.")
-    ] = None,
+    control: Control = None,
+    image_field: ImageField = None,
+    several: Several = False,
     only: Only = None,
     name_filter: NameFilter = None,
     cache: Cache = None,
@@ -303,27 +340,32 @@ def train(
 ) -> None:
     """Train on labels in files, with the service's learner: it learns from the unlabeled images, too.
 
-    Prints the accuracy on the labels and on the validation images.
+    Prints the accuracy on the labels and on the validation images; where images may have several labels, it is the
+    share of those all of whose labels are right.
     """
     from backend.adapters.registry import save_head
     from backend.formats.lightly_predictions import write_predictions
     from backend.loop.folder import read_names
-    from backend.loop.learn import learn, read_labels, read_validation
+    from backend.loop.learn import are_sets, learn, read_labels, read_validation
 
     if task_name != "classification" and predictions is None:
         raise UsageError("--task names predictions; give --predictions FOLDER, too")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
+    _check_predictions(predictions, out, several=several)
     wanted = None
     if only is not None:
         judged = read_names(validation) if validation is not None else []
         wanted = {*read_names(only), *judged}
     dataset, services = _dataset(context, images, name_filter, cache, wanted)
     backbone = services.backbone()
+    given = read_labels(labels, dataset.names, control=control, image_field=image_field, several=several)
+    several = are_sets(given)
+    _check_predictions(predictions, out, several=several)
     learned = learn(
         dataset,
-        read_labels(labels, dataset.names, control=control, image_field=image_field),
-        validation={} if validation is None else read_validation(validation, dataset.names),
+        given,
+        validation={} if validation is None else read_validation(validation, dataset.names, several=several),
         n_details=backbone.n_details,
         random_state=services.settings.random_state,
     )
@@ -334,26 +376,33 @@ def train(
         said = {
             "model": str(out),
             "classes": learned.head.classes,
+            "several": several,
+            "threshold": learned.head.threshold,
             "n_labels": learned.n_labels,
             "n_unlabeled": learned.n_unlabeled,
             "training_accuracy": learned.training_accuracy,
             "expected_accuracy": learned.expected_accuracy,
             "n_validation": learned.n_validation,
             "validation_accuracy": learned.validation_accuracy,
+            "label_figures": learned.label_figures,
             "predictions": None if predictions is None else str(predictions),
             "backbone": backbone.name,
         }
         typer.echo(json.dumps(said, indent=2, ensure_ascii=False))
         return
-    typer.echo(
-        f"{out}: {learned.n_labels} labels of {len(learned.head.classes)} classes, {learned.n_unlabeled} without"
-    )
+    what = "images labeled with" if several else "labels of"
+    typer.echo(f"{out}: {learned.n_labels} {what} {len(learned.head.classes)} classes, {learned.n_unlabeled} without")
+    if several:
+        typer.echo("Accuracies are shares of the images all of whose labels are right.")
     text = f"Training accuracy: {learned.training_accuracy:.1%}"
     if learned.expected_accuracy is not None:
         text += f"   cross-validated: {learned.expected_accuracy:.1%}"
     if learned.validation_accuracy is not None:
         text += f"   Validation accuracy: {learned.validation_accuracy:.1%} of {learned.n_validation}"
     typer.echo(text)
+    if (figures := learned.label_figures) is not None:
+        f1 = "" if figures["macro_f1"] is None else f"   macro F1: {figures['macro_f1']:.3f}"
+        typer.echo(f"Labels right: {figures['label_accuracy']:.1%}{f1}   of {figures['basis']}")
     if predictions is not None:
         typer.echo(f"{predictions}: predictions of {len(learned.names)} images, task {task_name!r}")
 
@@ -398,6 +447,15 @@ def _dataset(
             max_image_pixels=services.settings.max_image_pixels,
         )
     return dataset, services
+
+
+def _check_predictions(folder: Path | None, model: Path, *, several: bool) -> None:
+    """Raises UsageError where predictions are wanted that Lightly's format cannot hold."""
+    if several and folder is not None:
+        raise UsageError(
+            "--predictions: images have several labels, and in Lightly's format the probabilities of an image's "
+            f"classes sum to 1; leave it out, and give the model to `select`: --by-scores {model}"
+        )
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -64,7 +64,7 @@ def register(app: typer.Typer) -> None:
         epilog=example(
             "python -m backend preannotate 3 dataset/ --format yolo --version yolo-1 --map cat=Cat --map dog=Dog",
             "python -m backend preannotate 3 annotations.json --format coco --version coco --box-rule most-frequent",
-            "python -m backend preannotate 3 labels.csv --format csv --version old-model",
+            "python -m backend preannotate 3 labels.csv --format csv --version old-model --least-score 0.6",
         ),
     )(preannotate)
 
@@ -93,6 +93,14 @@ def export(
     image_field: Annotated[
         str | None, typer.Option(help="Field of the tasks' data with the image, where there are several; for simple.")
     ] = None,
+    several: Annotated[
+        bool,
+        typer.Option(
+            "--several",
+            help="Images may have several labels, and those submitted without any have none: an empty list; for simple."
+            " Of a project with one Choices this is known.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Say what was written as one JSON object; with --output.")
     ] = False,
@@ -106,14 +114,16 @@ def export(
         raise UsageError("give either a project's id or --from FILE")
     if source is not None and not is_simple:
         raise UsageError(f"--from goes with --format simple only; {format_name.value} is Label Studio's to write")
-    if (control or image_field) and not is_simple:
-        raise UsageError("--control and --image-field go with --format simple only; other formats hold all there is")
+    if (control or image_field or several) and not is_simple:
+        raise UsageError(
+            "--control, --image-field and --several go with --format simple only; other formats hold all there is"
+        )
     if as_json and output is None:
         raise UsageError("--json goes with --output FILE, for without it standard output is the file")
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"--output {output}: there is no folder {output.parent}; make it first")
     if source is not None:
-        exported = export_file(source, control=control, image_field=image_field)
+        exported = export_file(source, control=control, image_field=image_field, several=several)
     else:
         from backend.services import Services
 
@@ -121,7 +131,7 @@ def export(
         label_studio = Services(settings_of(context, quiet=True)).label_studio
         with waiting("Label Studio writes the export"):
             exported = export_project(
-                label_studio, project, format_name.value, control=control, image_field=image_field
+                label_studio, project, format_name.value, control=control, image_field=image_field, several=several
             )
     if output is None:
         typer.echo(exported.content, nl=False)
@@ -163,8 +173,15 @@ def preannotate(
         ),
     ] = None,
     box_rule: Annotated[
-        BoxRule, typer.Option(help="Whose class an image has: that of its largest box, or of the most boxes.")
-    ] = BoxRule.LARGEST,
+        BoxRule | None,
+        typer.Option(
+            help="Whose class an image has: that of its largest box (default), or of the most boxes. Where the "
+            "project's images may have several labels, they have all of them."
+        ),
+    ] = None,
+    least_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Leave out boxes, lines and annotations with a lower score.")
+    ] = 0.0,
     name_filter: Annotated[
         str | None,
         typer.Option("--filter", metavar="REGEX", help="Which files of YOLO's folder, such as '.*png'; default: all."),
@@ -173,18 +190,18 @@ def preannotate(
 ) -> None:
     """Import labels made elsewhere as predictions of a version; safe to run again, and beside the service's own.
 
-    Labels that the project does not offer, files that no task shows, and images whose label nothing decides are listed
-    and left out.
+    In a project whose images may have several labels a prediction has all of its image's. Labels that the project does
+    not offer, files that no task shows, and images whose label nothing decides are listed and left out.
     """
     from backend.loop.preannotate import parse_label_map
     from backend.loop.preannotate import preannotate as run
     from backend.services import Services
 
     pairs = parse_label_map(label_map or [])
-    found = _read(source, format_name, names_file, box_rule, name_filter)
+    found = _read(source, format_name, names_file, box_rule, name_filter, least_score)
     label_studio = Services(settings_of(context, quiet=True)).label_studio
     with progress() as advance:
-        done = run(label_studio, project, found, version=version, label_map=pairs, advance=advance)
+        done = run(label_studio, project, found, version=version, label_map=pairs, advance=advance, box_rule=box_rule)
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=2, ensure_ascii=False))
         return
@@ -193,7 +210,12 @@ def preannotate(
 
 
 def _read(
-    source: Path, format_name: LabelFormat, names_file: Path | None, box_rule: BoxRule, name_filter: str | None
+    source: Path,
+    format_name: LabelFormat,
+    names_file: Path | None,
+    box_rule: BoxRule | None,
+    name_filter: str | None,
+    least_score: float,
 ) -> FoundLabels:
     from backend.formats.preannotations import read_coco, read_label_table, read_yolo
 
@@ -203,13 +225,16 @@ def _read(
         raise UsageError(
             f"{given[0]} goes with --format yolo only; {format_name.value} is one file that names its labels"
         )
+    rule = BoxRule.LARGEST if box_rule is None else box_rule
     if format_name is LabelFormat.YOLO:
-        return read_yolo(source, names_file=names_file, box_rule=box_rule.value, name_filter=name_filter)
+        return read_yolo(
+            source, names_file=names_file, box_rule=rule.value, name_filter=name_filter, least_score=least_score
+        )
     if format_name is LabelFormat.COCO:
-        return read_coco(source, box_rule=box_rule.value)
-    if box_rule is not BoxRule.LARGEST:
+        return read_coco(source, box_rule=rule.value, least_score=least_score)
+    if box_rule is not None:
         raise UsageError("--box-rule goes with --format yolo or coco; a CSV file has no boxes")
-    return read_label_table(source)
+    return read_label_table(source, least_score=least_score)
 
 
 def _told(done: Preannotation) -> list[str]:

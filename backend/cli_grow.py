@@ -21,6 +21,7 @@ from backend.errors import (
     StorageError,
     UsageError,
 )
+from backend.labels import NONE_OF_THESE, text_of
 from backend.progress import progress
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def predict(
         typer.Option(metavar="FILE|FOLDER", help="Not a project, but a file of `train`, or a version's folder."),
     ] = None,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Where to write file,label,score.")
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Where to write file,label,score, a line for each label."),
     ] = None,
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to draw a contact sheet: .png, .jpg or .webp.")
@@ -278,12 +280,15 @@ def _told(found: Predictions, *, listed: bool) -> list[str]:
     """Each image where no file has them, then how many of each class, then what cannot be read."""
     lines = []
     if listed:
-        width = max(map(len, found.classes))
+        labels = list(map(text_of, found.labels))
+        width = max(map(len, labels))
         lines = [
             f"{label:<{width}}  {confidence:.3f}  {name}"
-            for name, label, confidence in zip(found.names, found.labels, found.confidences, strict=True)
+            for name, label, confidence in zip(found.names, labels, found.confidences, strict=True)
         ]
     counts = ", ".join(f"{label} {n}" for label, n in found.counts.items())
+    if found.n_none:
+        counts = f"{counts}, {NONE_OF_THESE} {found.n_none}" if counts else f"{NONE_OF_THESE} {found.n_none}"
     lines.append(f"{len(found.names)} images labeled by {found.version}: {counts}")
     if found.failures:
         lines.append(f"{len(found.failures)} cannot be read:")

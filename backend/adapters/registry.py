@@ -495,11 +495,14 @@ def _weights(project_id: int, fingerprint: str) -> str:
 def save_head(path: Path, head: Head, facts: Mapping[str, str]) -> None:
     """Writes a head to a file of its own, with the tensors of a version's `head.safetensors`; replaces what is there.
 
-    Its classes, its strength and `facts` stand in the file's metadata. Raises StorageError if that does not go.
+    Its classes, its strength, its threshold if it has one, and `facts` stand in the file's metadata. Raises
+    StorageError if that does not go.
     """
     from safetensors.numpy import save
 
     own = {"classes": json.dumps(head.classes, ensure_ascii=False), "strength": repr(head.strength)}
+    if head.threshold is not None:
+        own["threshold"] = repr(head.threshold)
     LocalFolder(path.parent).write(path.name, save(_tensors(head), {**facts, **own}))
 
 
@@ -512,10 +515,11 @@ def load_head(path: Path) -> tuple[Head, dict[str, str]]:
         tensors = load(content)
         facts = dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"])
         classes, strength = tuple(json.loads(facts.pop("classes"))), float(facts.pop("strength"))
+        threshold = float(facts.pop("threshold")) if "threshold" in facts else None
         if tensors["weights"].shape[0] != len(classes):
             raise ValueError(f"it has weights of {tensors['weights'].shape[0]} classes and names of {len(classes)}")
         space = FeatureSpace(tensors["scale"], tensors["centre"])
-        return Head(classes, tensors["weights"], tensors["bias"], space, strength), facts
+        return Head(classes, tensors["weights"], tensors["bias"], space, strength, threshold), facts
     except OSError as exc:
         raise FileFormatError(f"{path} cannot be read ({exc.strerror}); name a file that is there") from exc
     except Exception as exc:  # safetensors raises its own type for damaged files

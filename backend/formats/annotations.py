@@ -38,13 +38,16 @@ class LabeledFiles:
     labels: image reference, as exported → labels, in the order in which they were given.
     skipped: references of images with skipped annotations only. JSON-MIN, CSV and TSV leave these out.
     format: 'json', 'json-min', 'csv', 'tsv', 'target storage' or 'simple'.
-    unanswered: references of images that were submitted without any choice of this control.
+    unanswered: references of images that were submitted without any choice of this control: where images may have
+        several labels, those that have none of them.
+    several: whether images may have several labels: that was said, or an answer has two.
     """
 
     labels: dict[str, tuple[str, ...]]
     skipped: tuple[str, ...]
     format: str
     unanswered: tuple[str, ...] = ()
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,25 +79,30 @@ class _Row:
     person: str = ""
 
 
-def read_annotations(path: Path, *, control: str | None = None, image_field: str | None = None) -> LabeledFiles:
+def read_annotations(
+    path: Path, *, control: str | None = None, image_field: str | None = None, several: bool = False
+) -> LabeledFiles:
     """The labels in a file or folder that Label Studio wrote, told apart by what it holds and not by its name.
 
     A folder is a target storage: one JSON per annotation, whose file is named by the annotation's id. `control` is the
     name of the `Choices`, `image_field` that of the task's data with the image; each may be left out where there is
     one only. Of several annotations of an image the ground truth counts, else what most people answered, and among
-    equals the answer given last; of each person the last. Where one has several labels, each label counts by itself.
-    Raises FileFormatError.
+    equals the answer given last; of each person the last. Where images may have several labels, which `several` says
+    and any answer with two of them, each label counts by itself. Raises FileFormatError.
     """
     kind, rows = _rows(path, control, image_field)
     if kind == "simple":
-        return LabeledFiles({name: answers for row in rows for name, answers in row.answers.items()}, (), kind)
-    return _labeled(path, kind, rows, control, image_field)
+        labels = {name: answers for row in rows for name, answers in row.answers.items()}
+        return LabeledFiles(labels, (), kind, several=several or _has_several(labels.values()))
+    return _labeled(path, kind, rows, control, image_field, several=several)
 
 
-def read_tasks(tasks: object, *, control: str | None = None, image_field: str | None = None) -> LabeledFiles:
+def read_tasks(
+    tasks: object, *, control: str | None = None, image_field: str | None = None, several: bool = False
+) -> LabeledFiles:
     """The same out of an export as JSON that is in memory."""
     here = Path("the export")
-    return _labeled(here, "json", _task_rows(here, tasks), control, image_field)
+    return _labeled(here, "json", _task_rows(here, tasks), control, image_field, several=several)
 
 
 def _rows(path: Path, control: str | None, image_field: str | None) -> tuple[str, list[_Row]]:
@@ -281,9 +289,11 @@ def _number(value: object) -> int:
 # -- which field, which control, which answer -------------------------------------------------------------------------
 
 
-def _labeled(path: Path, kind: str, rows: Sequence[_Row], control: str | None, image_field: str | None) -> LabeledFiles:
+def _labeled(
+    path: Path, kind: str, rows: Sequence[_Row], control: str | None, image_field: str | None, *, several: bool
+) -> LabeledFiles:
     if not rows:
-        return LabeledFiles({}, (), kind)
+        return LabeledFiles({}, (), kind, several=several)
     rows = [_without_notes(row, {control, image_field}) for row in rows]
     field = image_field or _only_image_field(path, rows)
     is_table = kind in ("csv", "tsv", "json-min")
@@ -312,12 +322,14 @@ def _labeled(path: Path, kind: str, rows: Sequence[_Row], control: str | None, i
         elif row.submitted:
             labels = row.answers.get(control, ())
             by_image[reference].append(_Answer(labels, row.ground_truth, row.updated_at, row.annotation_id, row.person))
-    labels_of = {reference: _consensus(answers) for reference, answers in by_image.items()}
+    several = several or _has_several(answer.labels for answers in by_image.values() for answer in answers)
+    labels_of = {reference: _consensus(answers, several=several) for reference, answers in by_image.items()}
     return LabeledFiles(
         {reference: labels for reference, labels in labels_of.items() if labels},
         tuple(reference for reference in skipped if reference not in by_image),
         kind,
         tuple(reference for reference, labels in labels_of.items() if not labels),
+        several,
     )
 
 
@@ -375,11 +387,14 @@ def _looks_like_image(reference: str) -> bool:
     return reference.startswith("data:image/") or _IMAGE.search(path_of(reference)) is not None
 
 
-def _consensus(answers: Sequence[_Answer]) -> tuple[str, ...]:
+def _has_several(answers: Iterable[Sequence[str]]) -> bool:
+    return any(len(set(labels)) > 1 for labels in answers)
+
+
+def _consensus(answers: Sequence[_Answer], *, several: bool) -> tuple[str, ...]:
     """What counts of several annotations of one image; () if it was submitted without a choice."""
     ordered = sorted(answers, key=lambda answer: (answer.updated_at, answer.annotation_id))
-    is_set = any(len(answer.labels) > 1 for answer in ordered)
-    if not is_set:  # of one label for each image, an annotation without it says nothing
+    if not several:  # of one label for each image, an annotation without it says nothing
         ordered = [answer for answer in ordered if answer.labels]
     ground_truth = [answer for answer in ordered if answer.ground_truth]
     last_of = {answer.person: answer for answer in ordered if answer.person}
@@ -388,7 +403,7 @@ def _consensus(answers: Sequence[_Answer]) -> tuple[str, ...]:
     if not ballots:
         return ()
     last = ballots[-1].labels
-    if is_set:
+    if several:
         n_of = Counter(label for answer in ballots for label in dict.fromkeys(answer.labels))
         given = [
             label for label, n in n_of.items() if 2 * n > len(ballots) or (2 * n == len(ballots) and label in last)

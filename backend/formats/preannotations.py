@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,11 +45,13 @@ class Found:
 class FoundLabels:
     """The labels of files.
 
-    labels: file name, with '/' → label.
+    labels: file name, with '/' → label, where an image has one.
     undecided: file name → the labels between which nothing decides.
     empty: file names without any label.
     rule: how labels were come by, as a sentence.
     without_extension: names come without one; they are those of label files beside the images.
+    sets: file name → all its labels, each once with its highest score, where an image may have several.
+    set_rule: how these were come by.
     """
 
     labels: dict[str, Found]
@@ -57,6 +59,8 @@ class FoundLabels:
     empty: tuple[str, ...]
     rule: str
     without_extension: bool = False
+    sets: dict[str, tuple[Found, ...]] = field(default_factory=dict)
+    set_rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,22 +72,50 @@ class _Box:
 
 @dataclass
 class _Collected:
+    least_score: float = 0.0  # what has a lower one is left out
     labels: dict[str, Found] = field(default_factory=dict)
     undecided: dict[str, tuple[str, ...]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
+    sets: dict[str, tuple[Found, ...]] = field(default_factory=dict)
 
     def add(self, name: str, boxes: Sequence[_Box], rule: BoxRule) -> None:
+        boxes = [box for box in boxes if box.score is None or box.score >= self.least_score]
         if not boxes:
             self.empty.append(name)
             return
+        self.sets[name] = each_once(Found(box.label, box.score) for box in boxes)
         chosen = _of_boxes(boxes, rule)
         if isinstance(chosen, Found):
             self.labels[name] = chosen
         else:
             self.undecided[name] = chosen
 
-    def found(self, rule: str, *, without_extension: bool = False) -> FoundLabels:
-        return FoundLabels(self.labels, self.undecided, tuple(self.empty), rule, without_extension)
+    def add_best(self, name: str, found: Sequence[Found], *, is_set: bool) -> None:
+        """The label with the highest score; and all of them, if that is a set of labels and not a choice among them."""
+        found = [item for item in found if item.score is None or item.score >= self.least_score]
+        if not found:
+            self.empty.append(name)
+            return
+        best = _best(found)
+        if is_set or len(best) == 1:
+            self.sets[name] = each_once(found if is_set else best)
+        if len(best) == 1:
+            self.labels[name] = best[0]
+        else:
+            self.undecided[name] = tuple(sorted({item.label for item in best}))
+
+    def found(self, rule: str, set_rule: str, *, without_extension: bool = False) -> FoundLabels:
+        return FoundLabels(self.labels, self.undecided, tuple(self.empty), rule, without_extension, self.sets, set_rule)
+
+
+def each_once(found: Iterable[Found]) -> tuple[Found, ...]:
+    """Each label once, with its highest score, if it has one."""
+    best: dict[str, Found] = {}
+    for item in found:
+        known = best.setdefault(item.label, item)
+        if item.score is not None and (known.score is None or item.score > known.score):
+            best[item.label] = item
+    return tuple(best.values())
 
 
 def pattern_of(name_filter: str | None) -> re.Pattern[str] | None:
@@ -99,14 +131,20 @@ def pattern_of(name_filter: str | None) -> re.Pattern[str] | None:
 
 
 def read_yolo(
-    folder: Path, *, names_file: Path | None = None, box_rule: BoxRule = "largest", name_filter: str | None = None
+    folder: Path,
+    *,
+    names_file: Path | None = None,
+    box_rule: BoxRule = "largest",
+    name_filter: str | None = None,
+    least_score: float = 0.0,
 ) -> FoundLabels:
     """The labels of a folder of YOLO's.
 
     With text files in it they are its labels, one file an image: of a detection, lines of class, x, y, width, height
     and maybe confidence; of a classification, lines of confidence and class, or a class alone. Else it is a folder of
     class folders, each with images. `name_filter`: of these files, those whose path below the folder it fits; see
-    `pattern_of`. Raises FileFormatError, and UsageError for a filter that is none, or lets nothing through.
+    `pattern_of`. What has a lower score than `least_score` is left out. Raises FileFormatError, and UsageError for a
+    filter that is none, or lets nothing through.
     """
     pattern = pattern_of(name_filter)
     if not folder.is_dir():
@@ -125,15 +163,15 @@ def read_yolo(
     if not paths:
         raise UsageError(f"the filter {name_filter!r} lets none of {len(found)} files in {folder} through")
     if texts:
-        return _read_label_files(folder, paths, names_file, box_rule)
+        return _read_label_files(folder, paths, names_file, box_rule, least_score)
     collected = _Collected()
     for name in paths:
         steps = name.split("/")
         collected.add(name, [_Box(steps[-2])] if len(steps) > 1 else [], box_rule)
-    return collected.found("the folder that an image is in")
+    return collected.found("the folder that an image is in", "the folder that an image is in")
 
 
-def read_coco(path: Path, *, box_rule: BoxRule = "largest") -> FoundLabels:
+def read_coco(path: Path, *, box_rule: BoxRule = "largest", least_score: float = 0.0) -> FoundLabels:
     """The labels of a file in COCO's format: `images`, `annotations` and `categories`. Raises FileFormatError."""
     raw = read_json(path)
     parts = [raw.get(name) if isinstance(raw, dict) else None for name in ("images", "annotations", "categories")]
@@ -165,16 +203,17 @@ def read_coco(path: Path, *, box_rule: BoxRule = "largest") -> FoundLabels:
                 None if score is None else _score(score, f"{path}: annotation {number}"),
             )
         )
-    collected = _Collected()
+    collected = _Collected(least_score)
     for image_id, name in names.items():
         collected.add(str(name).replace("\\", "/"), boxes.get(image_id, []), box_rule)
-    return collected.found(_said(box_rule))
+    return collected.found(_said(box_rule), "all categories that it is annotated with")
 
 
-def read_label_table(path: Path) -> FoundLabels:
+def read_label_table(path: Path, *, least_score: float = 0.0) -> FoundLabels:
     """The labels of a CSV file with the header `file,label` or `file,label,score`.
 
-    A file that has several lines gets the label with the highest score, if each has one. Raises FileFormatError.
+    A file that has several lines gets the label with the highest score, if each has one; where images may have several
+    labels, those of all its lines. Raises FileFormatError.
     """
     try:
         table = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
@@ -186,7 +225,7 @@ def read_label_table(path: Path) -> FoundLabels:
             f"{path} begins with {','.join(header)!r}; expected the header file,label or file,label,score"
         )
     lines: dict[str, list[Found]] = defaultdict(list)
-    collected = _Collected()
+    collected = _Collected(least_score)
     for number, cells in enumerate(table[1:], start=2):
         if not cells:
             continue
@@ -196,22 +235,15 @@ def read_label_table(path: Path) -> FoundLabels:
         score = _score(cells[2], f"{path}: line {number}") if len(cells) == 3 and cells[2].strip() else None
         lines[name] += [Found(label, score)] if label else []
     for name, found in lines.items():
-        if not found:
-            collected.empty.append(name)
-            continue
-        best = _best(found)
-        if len(best) == 1:
-            collected.labels[name] = best[0]
-        else:
-            collected.undecided[name] = tuple(sorted({item.label for item in best}))
-    return collected.found("of its lines the one with the highest score")
+        collected.add_best(name, found, is_set=True)
+    return collected.found("of its lines the one with the highest score", "all of its lines")
 
 
 def _read_label_files(
-    folder: Path, texts: Mapping[str, Path], names_file: Path | None, box_rule: BoxRule
+    folder: Path, texts: Mapping[str, Path], names_file: Path | None, box_rule: BoxRule, least_score: float
 ) -> FoundLabels:
     names: list[str] | None = None
-    collected = _Collected()
+    collected = _Collected(least_score)
     is_detection = False
     for name, path in texts.items():
         lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
@@ -235,17 +267,14 @@ def _read_label_files(
         if scored and boxes:
             raise FileFormatError(f"{path} has lines of a detection and of a classification; expected one kind")
         image = _image_of(name)
-        if scored:
-            best = _best(scored)
-            if len(best) == 1:
-                collected.labels[image] = best[0]
-            else:
-                collected.undecided[image] = tuple(sorted({item.label for item in best}))
+        if scored:  # a probability for each class, of which one is meant
+            collected.add_best(image, scored, is_set=False)
         else:
             is_detection = is_detection or any(len(cells) > 1 for cells in lines)
             collected.add(image, boxes, box_rule)
-    rule = _said(box_rule) if is_detection else "the class with the highest confidence"
-    return collected.found(rule, without_extension=True)
+    best = "the class with the highest confidence"
+    rule, set_rule = (_said(box_rule), "the classes of all its boxes") if is_detection else (best, best)
+    return collected.found(rule, set_rule, without_extension=True)
 
 
 def _of_boxes(boxes: Sequence[_Box], rule: BoxRule) -> Found | tuple[str, ...]:

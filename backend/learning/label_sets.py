@@ -7,13 +7,14 @@ images of one class each as well, for which it is None, so that what judges pred
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.labels import Label, names_of
+from backend.labels import Label, names_of, text_of
 
 Floats = NDArray[np.float64]
 
@@ -32,6 +33,21 @@ def named_classes(labels: Sequence[Label]) -> tuple[str, ...]:
 def can_be_told_apart(labels: Sequence[Label]) -> bool:
     """Whether the labels differ, so that something can be learned: two classes, or two different sets."""
     return len(set(labels)) >= 2
+
+
+def strata(labels: Sequence[Label], least: int) -> list[str]:
+    """The groups (N,) of which equal shares are set aside: the class; of a set the whole of it, or where fewer than
+    `least` images have that set, the rarest of its labels with others.
+    """
+    n_equal = Counter(labels)
+    n_having = Counter(name for label in labels for name in names_of(label))
+
+    def stratum(label: Label) -> str:
+        if isinstance(label, str) or not label or n_equal[label] >= least:
+            return text_of(label)
+        return f"{min(label, key=lambda name: (n_having[name], name))} and others"
+
+    return list(map(stratum, labels))
 
 
 def membership(classes: Sequence[str], labels: Sequence[Label]) -> NDArray[np.bool_]:

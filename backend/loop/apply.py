@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from backend.adapters.images import DEFAULT_MAX_IMAGE_PIXELS
 from backend.adapters.registry import Registry, head_of_bytes, load_head
 from backend.errors import BackendError, FileFormatError, ImageError, VersionNotFoundError, VersionUnusableError
 from backend.formats.simple import write_whole
+from backend.labels import Label, names_of, text_of
+from backend.learning import label_sets
 from backend.learning.head import Head
 from backend.loop.image_files import read_image
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches
@@ -60,52 +63,69 @@ class Model:
 class Predictions:
     """What a version says of new images.
 
-    images, names: (N,) where each lies, and its path or address. probabilities: (N, C), rows sum to 1.
-    failures: path or address → why nothing can be said.
+    images, names: (N,) where each lies, and its path or address. probabilities: (N, C), rows sum to 1 but for sets.
+    failures: path or address → why nothing can be said. threshold: that of the head, where images may have several
+    labels.
     """
 
     version: str
     classes: Sequence[str]
     images: Sequence[NewImage]
     names: Sequence[str]
-    probabilities: NDArray[np.floating[Any]]
+    probabilities: NDArray[np.float64]
     failures: Mapping[str, str]
+    threshold: float | None = None
 
-    @property
-    def labels(self) -> list[str]:
-        """The likeliest class (N,) of each."""
-        return [self.classes[column] for column in self.probabilities.argmax(axis=1)]
+    @cached_property
+    def labels(self) -> list[Label]:
+        """What each (N,) is taken for: the likeliest class, or a set of labels."""
+        return label_sets.predicted(self.classes, self.probabilities, self.threshold)
 
-    @property
+    @cached_property
     def confidences(self) -> list[float]:
-        """Its probability (N,), 0..1."""
-        found: list[float] = self.probabilities.max(axis=1).tolist()
+        """How likely (N,) that is right altogether, 0..1."""
+        found: list[float] = label_sets.confidence(self.probabilities, self.threshold).tolist()
         return found
 
     @property
     def counts(self) -> dict[str, int]:
         """How many images each class is given, the most frequent first."""
-        return dict(Counter(self.labels).most_common())
+        return dict(Counter(name for label in self.labels for name in names_of(label)).most_common())
+
+    @property
+    def n_none(self) -> int:
+        """How many images are given no label."""
+        return sum(1 for label in self.labels if not names_of(label))
 
     def csv(self) -> str:
-        """`file,label,score`, one line an image: what `preannotate --format csv` reads."""
+        """`file,label,score`, a line for each label of an image, or one without: what `preannotate --format csv` reads.
+
+        The score is the label's probability; without a label how likely it is that there is none.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", "label", "score"])
-        for name, label, confidence in zip(self.names, self.labels, self.confidences, strict=True):
-            writer.writerow([name, label, f"{confidence:.6f}"])
+        column = {name: number for number, name in enumerate(self.classes)}
+        rows = zip(self.names, self.labels, self.confidences, self.probabilities.tolist(), strict=True)
+        for name, label, confidence, row in rows:
+            for own in names_of(label):
+                writer.writerow([name, own, f"{row[column[own]]:.6f}"])
+            if not names_of(label):
+                writer.writerow([name, "", f"{confidence:.6f}"])
         return text.getvalue()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types only, with the probability of every class."""
+        """Plain JSON types only, with the probability of every class; of sets their `labels` and the threshold."""
+        of_sets = {} if self.threshold is None else {"n_none_of_these": self.n_none, "threshold": self.threshold}
         return {
             "version": self.version,
             "n_images": len(self.names),
             "counts": self.counts,
+            **of_sets,
             "predictions": [
                 {
                     "file": name,
-                    "label": label,
+                    **({"label": label} if isinstance(label, str) else {"labels": list(label)}),
                     "confidence": round(confidence, 6),
                     "probabilities": dict(zip(self.classes, [round(p, 6) for p in row], strict=True)),
                 }
@@ -220,7 +240,7 @@ def predict_images(
         return read_image(source, name, min_side=backbone.input_side, max_image_pixels=max_image_pixels)
 
     read: list[NewImage] = []
-    probabilities: list[NDArray[np.floating[Any]]] = []
+    probabilities: list[NDArray[np.float64]] = []
     failures: dict[str, str] = {}
     n_done = 0
     with closing(embed_in_batches(backbone, images, load)) as batches:
@@ -246,6 +266,7 @@ def predict_images(
         [source.reference(name) for source, name in read],
         np.concatenate(probabilities),
         failures,
+        model.head.threshold,
     )
 
 
@@ -256,16 +277,16 @@ def sheet_rows(found: Predictions, *, by_class: bool, n_images: int) -> list[int
     """Which predictions a contact sheet shows, in its order: the least sure first.
 
     By class: class after class, an equal share of each, the least sure first within it; shares that a class does not
-    need go to the others.
+    need go to the others. Of several labels the first counts, and images without any come last.
     """
     confidence = np.array(found.confidences)
     doubt = np.argsort(confidence, kind="stable")
     if not by_class:
         return [int(row) for row in doubt[:n_images]]
-    predicted = found.probabilities.argmax(axis=1)
-    rows_of = [[int(row) for row in doubt if predicted[row] == column] for column in range(len(found.classes))]
+    firsts = [next(iter(names_of(label)), None) for label in found.labels]
+    rows_of = [[int(row) for row in doubt if firsts[row] == name] for name in (*found.classes, None)]
     taken = [0] * len(rows_of)
-    left = min(n_images, len(predicted))
+    left = min(n_images, len(firsts))
     while left:
         for column, rows in enumerate(rows_of):
             if left and taken[column] < len(rows):
@@ -300,7 +321,7 @@ def write_sheet(
             picture = Image.new("RGB", (CELL, CELL), "#dddddd")
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
         confidence = f" {100 * found.confidences[row]:.0f} %"
-        label = _fitted(found.labels[row], font, CELL - font.getlength(confidence)) + confidence
+        label = _fitted(text_of(found.labels[row]), font, CELL - font.getlength(confidence)) + confidence
         draw.text((left, top + CELL + 2), label, "black", font)
         draw.text((left, top + CELL + 2 + CAPTION // 2), _fitted(name.rpartition("/")[2], font, CELL), "#666666", font)
     packed = io.BytesIO()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backend.adapters.label_studio import LabelStudioClient
 from backend.choices import parse_labeling_config
-from backend.errors import LabelingConfigError, LabelStudioError
+from backend.errors import LabelingConfigError, LabelStudioError, UsageError
 from backend.formats.annotations import LabeledFiles, read_annotations, read_tasks
 from backend.formats.names import short_names
 from backend.formats.simple import simple_text
@@ -38,11 +38,13 @@ def export_project(
     *,
     control: str | None = None,
     image_field: str | None = None,
+    several: bool = False,
 ) -> Exported:
     """The labels of a project in one of `OWN_FORMATS` or `SIMPLE`.
 
-    For the simple one `control` and `image_field` are those of the labeling config, if it has one of each. Raises
-    ProjectNotFoundError, FileFormatError.
+    For the simple one `control`, `image_field` and whether images may have several labels are those of the labeling
+    config, if it has one of each. Raises ProjectNotFoundError, FileFormatError, and UsageError if
+    they are said to have several and may not.
     """
     project = label_studio.project(project_id)
     if format_name != SIMPLE:
@@ -53,22 +55,35 @@ def export_project(
         pass
     else:
         control, image_field = control or config.from_name, image_field or config.image_field
+        if several and not config.several:
+            raise UsageError(
+                f"--several: images of project {project_id} have one label each; leave it out, or set "
+                f'choice="multiple" on <Choices name="{config.from_name}">'
+            )
+        several = config.several
     content = label_studio.export(project_id, OWN_FORMATS["json"])
     try:
         tasks = json.loads(content)
     except ValueError as exc:
         raise LabelStudioError(f"the export of project {project_id} is no JSON; export it with --format json") from exc
-    return _simple(read_tasks(tasks, control=control, image_field=image_field))
+    return _simple(read_tasks(tasks, control=control, image_field=image_field, several=several), several)
 
 
-def export_file(path: Path, *, control: str | None = None, image_field: str | None = None) -> Exported:
+def export_file(
+    path: Path, *, control: str | None = None, image_field: str | None = None, several: bool = False
+) -> Exported:
     """The labels of a file, or of a target storage's folder, in the simple format. Raises FileFormatError."""
-    return _simple(read_annotations(path, control=control, image_field=image_field))
+    return _simple(read_annotations(path, control=control, image_field=image_field, several=several), several)
 
 
-def _simple(found: LabeledFiles) -> Exported:
+def _simple(found: LabeledFiles, several: bool) -> Exported:
+    """Where images may have several labels, those that were submitted without any have none of them: an empty list."""
     references = [*found.labels, *found.skipped, *found.unanswered]
     # Of all of them, so that an image keeps its name when another is labeled.
     names = short_names(references)
     labels = {names[reference]: labels for reference, labels in found.labels.items()}
-    return Exported(simple_text(labels).encode(), len(labels), len(found.skipped), len(found.unanswered))
+    unanswered = found.unanswered
+    if several:
+        labels |= {names[reference]: () for reference in unanswered}
+        unanswered = ()
+    return Exported(simple_text(labels).encode(), len(labels), len(found.skipped), len(unanswered))

@@ -28,6 +28,8 @@ from backend.adapters.image_source import ImageSource, open_images
 from backend.adapters.images import DEFAULT_MAX_IMAGE_BYTES, DEFAULT_MAX_IMAGE_PIXELS
 from backend.errors import FileFormatError, ImageError, ImageSourceError, SelectionError
 from backend.formats.simple import is_simple, read_json, simple_text, write_whole
+from backend.labels import Label, names_of
+from backend.learning.label_sets import strata
 from backend.lightly import Dataset
 from backend.loop.image_files import read_image
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches
@@ -190,11 +192,15 @@ def _part(known: _Known) -> bytes:
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the images to train on, and those to validate with, each with its class."""
+    """Names of the images to train on, and those to validate with, each with its label.
+
+    classes: class → number of images that have it. training_labels: those of images to train on, where they are known.
+    """
 
     train: tuple[str, ...]
-    validation: Mapping[str, str]
+    validation: Mapping[str, Label]
     classes: Mapping[str, int]
+    training_labels: Mapping[str, Label] | None = None
 
 
 def classes_of(names: Sequence[str]) -> dict[str, str]:
@@ -229,38 +235,53 @@ def classes_of(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def split(names: Sequence[str], *, one_in: int, seed: int) -> Split:
+def split(names: Sequence[str], *, one_in: int, seed: int, labels: Mapping[str, Label] | None = None) -> Split:
     """One image in `one_in` of each class for validation, rounded up, in an order shuffled by `seed`.
+
+    Classes are as `classes_of` says, or of `labels`, name → label: an image without one is to train on. Where these are
+    sets, one in `one_in` of each set is taken, and of sets that fewer images have one in as many of their rarest label.
 
     Raises SelectionError as `classes_of`, and for a class that would be left without an image to train on.
     """
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for name, label in sorted(classes_of(names).items()):
-        by_class[label].append(name)
+    truth: Mapping[str, Label] = classes_of(names) if labels is None else labels
+    by_stratum: dict[str, list[str]] = defaultdict(list)
+    ordered = sorted(truth)
+    for name, stratum in zip(ordered, strata([truth[name] for name in ordered], one_in), strict=True):
+        by_stratum[stratum].append(name)
     random = np.random.default_rng(seed)
-    validation: dict[str, str] = {}
-    for label, members in sorted(by_class.items()):
-        if len(members) < 2:
-            raise SelectionError(f"class {label!r} has the one image {members[0]!r}; give two or more of each class")
-        validation |= {members[row]: label for row in random.permutation(len(members))[::one_in]}
+    validation: dict[str, Label] = {}
+    for stratum, members in sorted(by_stratum.items()):
+        if len(members) < 2 and isinstance(truth[members[0]], str):
+            raise SelectionError(f"class {stratum!r} has the one image {members[0]!r}; give two or more of each class")
+        if len(members) > 1:  # what only one image has is learned from
+            validation |= {members[row]: truth[members[row]] for row in random.permutation(len(members))[::one_in]}
     train = tuple(name for name in sorted(names) if name not in validation)
-    counts = Counter(label for label, members in by_class.items() for _ in members)
-    return Split(train, dict(sorted(validation.items())), dict(sorted(counts.items())))
+    counts = Counter(name for label in truth.values() for name in names_of(label))
+    known = None if labels is None else {name: labels[name] for name in train if name in labels}
+    return Split(train, dict(sorted(validation.items())), dict(sorted(counts.items())), known)
 
 
-def write_split(found: Split, folder: Path) -> tuple[Path, Path]:
-    """Writes `full_train.json`, a list of names, and `val.json`, name → list of its class; their paths.
+def write_split(found: Split, folder: Path) -> tuple[Path, ...]:
+    """Writes `full_train.json`, a list of names, `val.json`, name → list of its classes, and where they are known
+    `train.json`, the same of the images to train on; their paths.
 
     Files that are there are replaced. Raises FileFormatError if that does not go.
     """
-    train, validation = folder / "full_train.json", folder / "val.json"
+    train, validation, labels = folder / "full_train.json", folder / "val.json", folder / "train.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise FileFormatError(f"{folder} cannot be made ({exc.strerror}); name a folder you own") from exc
     write_whole(train, (json.dumps(list(found.train), ensure_ascii=False, indent=1) + "\n").encode())
-    write_whole(validation, simple_text({name: [label] for name, label in found.validation.items()}).encode())
-    return train, validation
+    write_whole(validation, _simple(found.validation))
+    if found.training_labels is None:
+        return train, validation
+    write_whole(labels, _simple(found.training_labels))
+    return train, validation, labels
+
+
+def _simple(labels: Mapping[str, Label]) -> bytes:
+    return simple_text({name: names_of(label) for name, label in labels.items()}).encode()
 
 
 def read_names(path: Path) -> list[str]:

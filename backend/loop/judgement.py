@@ -105,13 +105,13 @@ def judgement_fields(judged: JudgedImages | None) -> dict[str, Any]:
     error = calibration_error(confidence, is_right)
     calibration = {"bins": bins, "error": round(error, 6), "basis": judged.basis}
     if judged.threshold is not None:
-        return {"confusion": None, "calibration": calibration, "label_figures": _label_figures(judged)}
+        return {"confusion": None, "calibration": calibration, "label_figures": label_figures(judged)}
     names, guesses = ([text_of(label) for label in labels] for labels in (judged.labels, predicted))
     confusion = {**asdict(confusion_matrix(names, guesses)), "basis": judged.basis}
     return {"confusion": confusion, "calibration": calibration, "label_figures": None}
 
 
-def _label_figures(judged: JudgedImages) -> dict[str, Any]:
+def label_figures(judged: JudgedImages) -> dict[str, Any]:
     """How good the predicted sets are, as JSON; a label that no head has learned is one that it never predicts."""
     assert judged.threshold is not None
     unknown = sorted(set(named_classes(judged.labels)).difference(judged.classes))

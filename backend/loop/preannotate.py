@@ -6,16 +6,17 @@ the project names, and only the service's own are ever deleted as superseded.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from backend.adapters.label_studio import LabelStudioClient
 from backend.adapters.registry import is_own_version
 from backend.choices import ChoicesConfig, parse_labeling_config
 from backend.errors import BackendError, LabelStudioError, UsageError
 from backend.formats.names import find_names
-from backend.formats.preannotations import Found, FoundLabels
+from backend.formats.preannotations import Found, FoundLabels, each_once
 from backend.loop.connect import BACKEND_TITLE
 from backend.progress import Advance
 from backend.schema import UNTRAINED, Suggestion
@@ -27,7 +28,7 @@ class Preannotation:
 
     version: the version whose predictions were replaced.
     n_imported: tasks that have a prediction of it now; n_replaced: how many it had before.
-    rule: how an image's label was come by.
+    rule: how an image's label was come by, or where it may have several its labels.
     unknown_labels: label of the files that the labeling config does not offer → number of files.
     without_task: files that no task shows.
     undecided: file → labels between which nothing decides.
@@ -56,26 +57,36 @@ def preannotate(
     version: str,
     label_map: Mapping[str, str],
     advance: Advance,
+    box_rule: str | None = None,
 ) -> Preannotation:
     """Imports labels as predictions of the version, in place of those it has.
 
+    Where the project's images may have several labels, a prediction has all that the files have of its image and the
+    project offers, and its score is the product of theirs, if each has one: how likely all are right, as if they came
+    independently of each other. Nothing is made of a file without any.
+
     `label_map` renames labels of the files to those of the labeling config; what is in neither is left out and told, as
-    are files without task. Raises UsageError for a version or a map that cannot be used, BackendError if nothing would
-    be imported, and then nothing is changed.
+    are files without task. `box_rule` is the rule that was asked for, if one was. Raises UsageError for a version, a
+    map or a rule that cannot be used, BackendError if nothing would be imported, and then nothing is changed.
     """
     _check_version(version)
     config = parse_labeling_config(label_studio.project(project_id).label_config)
+    if config.several and box_rule is not None:
+        raise UsageError(
+            f"--box-rule {box_rule}: images of project {project_id} may have several labels, so those of all boxes are "
+            "taken; leave it out"
+        )
     _check_map(label_map, found, config)
     advance("reading tasks", 0, 0)
     tasks = {task.id: task.image for task in label_studio.tasks(project_id, config.image_field) if task.image}
     names = [*found.labels, *found.undecided, *found.empty]
     matches = find_names(tasks.values(), names, ignore_extension=found.without_extension)
-    labels, undecided = _renamed(found, label_map)
-    unknown = Counter(item.label for item in labels.values() if item.label not in config.labels)
+    labels, undecided = _renamed_sets(found, label_map) if config.several else _renamed(found, label_map)
+    unknown = Counter(item.label for items in labels.values() for item in items if item.label not in config.labels)
     suggestions = [
         _suggestion(task_id, given, config)
         for task_id, reference in tasks.items()
-        if (given := labels.get(matches.matched.get(reference, ""))) is not None and given.label in config.labels
+        if (given := _offered(labels.get(matches.matched.get(reference, ""), ()), config))
     ]
     shown = set(matches.matched.values())
     may_show = {task_id: matches.unmatched.get(reference, ()) for task_id, reference in tasks.items()}
@@ -91,7 +102,7 @@ def preannotate(
         version=version,
         n_imported=len(suggestions),
         n_replaced=n_replaced,
-        rule=found.rule,
+        rule=found.set_rule if config.several else found.rule,
         unknown_labels=dict(sorted(unknown.items())),
         without_task=tuple(name for name in names if name not in shown),
         undecided=undecided,
@@ -115,28 +126,52 @@ def parse_label_map(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _renamed(found: FoundLabels, label_map: Mapping[str, str]) -> tuple[dict[str, Found], dict[str, tuple[str, ...]]]:
-    """The labels, and those between which nothing decides, by the project's names: two may have become one."""
-    labels = {name: Found(label_map.get(item.label, item.label), item.score) for name, item in found.labels.items()}
+_Labels = dict[str, tuple[Found, ...]]
+"""File name → its labels by the project's names."""
+
+
+def _renamed(found: FoundLabels, label_map: Mapping[str, str]) -> tuple[_Labels, dict[str, tuple[str, ...]]]:
+    """The label of each file, and those between which nothing decides: two may have become one."""
+    labels: _Labels = {name: (_by_project_name(item, label_map),) for name, item in found.labels.items()}
     undecided = {}
     for name, candidates in found.undecided.items():
         renamed = tuple(dict.fromkeys(label_map.get(label, label) for label in candidates))
         if len(renamed) == 1:
-            labels[name] = Found(renamed[0])
+            labels[name] = (Found(renamed[0]),)
         else:
             undecided[name] = renamed
     return labels, undecided
 
 
-def _suggestion(task_id: int, given: Found, config: ChoicesConfig) -> Suggestion:
+def _renamed_sets(found: FoundLabels, label_map: Mapping[str, str]) -> tuple[_Labels, dict[str, tuple[str, ...]]]:
+    """All labels of each file; nothing decides only between the classes of a classification."""
+    labels, undecided = _renamed(replace(found, labels={}), label_map)
+    sets = {name: each_once(_by_project_name(item, label_map) for item in items) for name, items in found.sets.items()}
+    return labels | sets, {name: items for name, items in undecided.items() if name not in sets}
+
+
+def _by_project_name(item: Found, label_map: Mapping[str, str]) -> Found:
+    return Found(label_map.get(item.label, item.label), item.score)
+
+
+def _offered(given: Sequence[Found], config: ChoicesConfig) -> list[Found]:
+    """Those that the project offers, in its order."""
+    return sorted(
+        (item for item in given if item.label in config.labels), key=lambda item: config.labels.index(item.label)
+    )
+
+
+def _suggestion(task_id: int, given: Sequence[Found], config: ChoicesConfig) -> Suggestion:
+    scores = [item.score for item in given if item.score is not None]
+    score = math.prod(scores) if len(scores) == len(given) else None
     region = {
         "from_name": config.from_name,
         "to_name": config.to_name,
         "type": "choices",
-        "value": {"choices": [given.label]},
-        **({} if given.score is None else {"score": given.score}),
+        "value": {"choices": [item.label for item in given]},
+        **({} if score is None else {"score": score}),
     }
-    return Suggestion(task_id, given.score, [region])
+    return Suggestion(task_id, score, [region])
 
 
 def _check_version(version: str) -> None:
@@ -147,9 +182,8 @@ def _check_version(version: str) -> None:
 
 
 def _check_map(label_map: Mapping[str, str], found: FoundLabels, config: ChoicesConfig) -> None:
-    in_files = {item.label for item in found.labels.values()} | {
-        label for labels in found.undecided.values() for label in labels
-    }
+    of_images = [item for items in found.sets.values() for item in items] if config.several else found.labels.values()
+    in_files = {item.label for item in of_images} | {label for labels in found.undecided.values() for label in labels}
     for source, target in label_map.items():
         if source not in in_files:
             raise UsageError(

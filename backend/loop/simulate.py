@@ -1,4 +1,4 @@
-"""The loop without Label Studio: class folders answer for people, accuracy is measured on a held-out fifth.
+"""The loop without Label Studio: class folders or files answer for people, accuracy is measured on a held-out fifth.
 
 `default` runs `plan_round`, the service's own code, label by label. The other strategies take one part of it away.
 """
@@ -27,11 +27,11 @@ from backend.adapters.image_source import ImageSource
 from backend.adapters.images import DEFAULT_MAX_IMAGE_PIXELS
 from backend.config import Settings
 from backend.errors import ImageError, SelectionError
-from backend.labels import Label
+from backend.labels import Label, names_of, text_of
 from backend.learning.features import normalise, plain_space
 from backend.learning.first_batch import FIRST_BATCH_STRATEGIES
 from backend.learning.head import Head, fit_head
-from backend.learning.label_sets import named_classes, share_right
+from backend.learning.label_sets import can_be_told_apart, named_classes, share_right, strata
 from backend.learning.pool import Pool
 from backend.loop.image_files import read_image, source_of
 from backend.loop.pipeline import WORTH_ACCELERATING, embed_in_batches
@@ -67,6 +67,11 @@ class LabeledImages:
         """What a person would answer for each image."""
         return list(self.sets) if self.sets is not None else self.labels.tolist()
 
+    @property
+    def strata(self) -> list[str]:
+        """The groups (N,) of each of which a fifth is held out."""
+        return strata(self.answers, HELD_OUT)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -86,16 +91,19 @@ def embed_folder(
     folder: Path | ImageSource,
     advance: Callable[[int, int], None],
     *,
+    labels: Mapping[str, Label] | None = None,
     max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS,
 ) -> LabeledImages:
     """Embeds a folder (or bucket) of class folders; `advance(done, total)` is called after each batch.
 
-    What lies deeper has the class of its uppermost folder, what lies beside the class folders none. Raises ImageError
-    unless there are at least two class folders with images, and what the source raises.
+    What lies deeper has the class of its uppermost folder, what lies beside the class folders none. With `labels`, name
+    → label, these images are taken and no others. Raises ImageError unless there are at least two class folders with
+    images, or labels that differ, and what the source raises.
     """
     source = source_of(folder)
+    truth = labels if labels is not None else {name: name.partition("/")[0] for name in source.names() if "/" in name}
     # By their parts: 'cat' stands before 'cat-2', as in a listing of folders.
-    files = sorted((name for name in source.names() if "/" in name), key=lambda name: name.split("/"))
+    files = sorted(truth, key=lambda name: name.split("/"))
     if len(files) >= WORTH_ACCELERATING:
         backbone.accelerate()
 
@@ -103,7 +111,7 @@ def embed_folder(
         return read_image(source, name, min_side=backbone.input_side, max_image_pixels=max_image_pixels)
 
     embeddings: list[NDArray[np.float32]] = []
-    labels: list[str] = []
+    found: list[Label] = []
     n_done = 0
     for batch in embed_in_batches(backbone, files, load):
         for name, outcome in batch:
@@ -111,15 +119,18 @@ def embed_folder(
                 logger.warning("left out: %s", outcome)
             else:
                 embeddings.append(outcome)
-                labels.append(name.partition("/")[0])
+                found.append(truth[name])
         n_done += len(batch)
         advance(n_done, len(files))
-    if len(set(labels)) < 2:
-        raise ImageError(
-            f"{source.place} holds images of {len(set(labels))} classes; expected a folder per class, two or more"
-        )
+    if not can_be_told_apart(found):
+        expected = "a folder per class, two or more" if labels is None else "labels that differ"
+        raise ImageError(f"{source.place} holds images of {len(set(found))} classes; expected {expected}")
     return LabeledImages(
-        np.stack(embeddings).astype(np.float16), np.array(labels), len(files) - len(labels), backbone.n_details
+        np.stack(embeddings).astype(np.float16),
+        np.array(list(map(text_of, found))),
+        len(files) - len(found),
+        backbone.n_details,
+        None if isinstance(found[0], str) else list(map(names_of, found)),
     )
 
 
@@ -145,7 +156,7 @@ class Simulation:
     """One run: a pool whose labels are given when asked for."""
 
     def __init__(self, images: LabeledImages, *, seed: int, settings: Settings, step: int = 1) -> None:
-        held_out = held_out_fifth(images.labels, seed)
+        held_out = held_out_fifth(images.strata, seed)
         self.seed = seed
         self.step = step  # labels from one retrain to the next
         self.settings = settings
@@ -246,8 +257,6 @@ def _baseline(simulation: Simulation, budgets: Sequence[int]) -> Iterator[tuple[
     for budget in budgets:
         rows = order[:budget].tolist()
         labels = [label for row in rows if isinstance(label := simulation.truth[row], str)]
-        if len(labels) < len(rows):
-            raise SelectionError("the strategy 'baseline' knows one label per image, and these may have several")
         head = None
         if len(set(labels)) > 1:
             head = simulation.fit_plain(rows, labels)
@@ -302,12 +311,15 @@ def simulate(
     The seed decides which images are held out and what is random in a strategy. Strategies that ask the head learn anew
     after every `step` labels; the service does after every one. Seeds run in `n_jobs` processes.
 
-    Raises SelectionError for an unknown strategy and for budgets that are not 1 to the size of the pool.
+    Raises SelectionError for an unknown strategy, for `baseline` where images may have several labels, and for budgets
+    that are not 1 to the size of the pool.
     """
     unknown = [name for name in strategies if name not in STRATEGIES]
     if unknown:
         raise SelectionError(f"there is no strategy {unknown[0]!r}; choose of {', '.join(STRATEGIES)}")
-    n_pool = int(np.sum(~held_out_fifth(images.labels, 0)))
+    if images.sets is not None and "baseline" in strategies:
+        raise SelectionError("the strategy 'baseline' knows one label per image, and these may have several")
+    n_pool = int(np.sum(~held_out_fifth(images.strata, 0)))
     wanted = sorted(set(budgets))
     if not wanted or wanted[0] < 1 or wanted[-1] > n_pool:
         raise SelectionError(f"budgets are {list(budgets)}; expected whole numbers of 1 to {n_pool}, the pool's images")
@@ -340,10 +352,12 @@ def report(
     rows: Sequence[Row], images: LabeledImages, backbone: Backbone, settings: Settings, step: int
 ) -> dict[str, Any]:
     """Everything needed to know what was measured, as plain JSON types; `rows` is the measurement."""
+    counts = Counter(name for label in images.answers for name in names_of(label))
     return {
         "n_images": len(images.labels),
         "n_unreadable": images.n_unreadable,
-        "classes": {str(name): int(n) for name, n in zip(*np.unique(images.labels, return_counts=True), strict=True)},
+        "classes": {name: counts[name] for name in sorted(counts)},
+        "several": images.sets is not None,
         "held_out": f"one in {HELD_OUT} of each class, by seed",
         "backbone": backbone.name,
         "fingerprint": backbone.fingerprint,

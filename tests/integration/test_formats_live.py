@@ -6,13 +6,27 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from labeled_project import CONFIG, ON_DISK, UPLOADED, add_local_files, add_target_storage, label_all, tasks_of, upload
-from live import RUN_DIR, LabelingProject, Stack, remove
+from labeled_project import (
+    CONFIG,
+    ON_DISK,
+    UPLOADED,
+    add_local_files,
+    add_target_storage,
+    answer,
+    choices,
+    label_all,
+    tasks_of,
+    upload,
+)
+from live import RUN_DIR, LabelingProject, Stack, config_of, png, remove
+from PIL import Image
 
 from backend.formats.annotations import read_annotations
 from backend.formats.names import find_names
 from backend.loop import reconcile
+from backend.loop.learn import read_labels
 from backend.services import Services
 
 COLOURS = ("red", "green", "blue")
@@ -58,6 +72,68 @@ def test_what_label_studio_exports_is_read_back_without_loss(
         done = stack.cli("export", "--from", str(path), "--format", "simple", "--control", "seen")
         assert json.loads(done.stdout) == simple, done.stderr
     remove(target)
+
+
+def test_several_labels_per_image_go_out_and_come_back(
+    make_project: Callable[..., LabelingProject], stack: Stack, tmp_path: Path
+) -> None:
+    """Each export has every set, also the empty one, and is trained on; what the model says comes in as predictions."""
+    config = config_of(("red", "green")).replace("<Choices ", '<Choices choice="multiple" ')
+    project = make_project([], config=config, connect=False)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    truth = {f"{n:02}.png": (("red",), ("green",), ("red", "green"), ())[n % 4] for n in range(20)}
+    for seed, (name, colours) in enumerate(truth.items()):
+        noise = np.random.default_rng(seed).integers(0, 60, (48, 48, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise + np.array([170 * (c in colours) for c in ("red", "green", "blue")], np.uint8))
+        picture.save(folder / name)
+        files = {"file": (name, png(picture), "image/png")}
+        stack.call("POST", f"/api/projects/{project.id}/import", files=files)
+    name_of = {task: path.rpartition("-")[2] for task, path in tasks_of(stack.call, project.id).items()}
+    labeled = {name: tuple(sorted(colours)) for name, colours in list(truth.items())[:12]}
+    for task, name in name_of.items():
+        if name in labeled:
+            regions = [choices("choice", *truth[name], image="image")] if truth[name] else []
+            answer(stack.call, task, *regions)
+
+    for kind in ("json", "json-min", "csv", "tsv", "simple"):
+        path = tmp_path / kind
+        done = stack.cli("export", str(project.id), "--format", kind, "--output", str(path))
+        assert done.returncode == 0, done.stderr
+        assert read_labels([path], list(truth)) == labeled, kind
+
+    model, table = tmp_path / "model.safetensors", tmp_path / "out.csv"
+    done = stack.cli("train", str(folder), "--labels", str(tmp_path / "csv"), "--out", str(model), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["several"], told["n_labels"], told["n_unlabeled"], told["training_accuracy"]) == (True, 12, 8, 1.0)
+    done = stack.cli("predict", str(folder), "--model", str(model), "--csv", str(table), "--json")
+    predicted = {Path(row["file"]).name: set(row["labels"]) for row in json.loads(done.stdout)["predictions"]}
+    assert sum(predicted[name] == set(colours) for name, colours in truth.items()) >= 18
+    done = stack.cli("preannotate", str(project.id), str(table), "--format", "csv", "--version", "sets", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["n_imported"] + len(told["without_label"]) == 20
+    held = {name_of[task["id"]]: task["predictions"] for task in project.tasks()}
+    assert {name: set(rows[0]["result"][0]["value"]["choices"]) for name, rows in held.items() if rows} == {
+        name: colours for name, colours in predicted.items() if colours
+    }
+
+    assert stack.cli("connect", str(project.id), "--wait").returncode == 0
+    project.wait(lambda status: status["labels_used"] == 12)
+    done = stack.cli("predict", str(folder), "--project", str(project.id), "--json")
+    of_project = {Path(row["file"]).name: row for row in json.loads(done.stdout)["predictions"]}
+    assert sum(set(of_project[name]["labels"]) == set(colours) for name, colours in truth.items()) >= 18
+    version = json.loads(done.stdout)["version"]
+    shown = {
+        name_of[task["id"]]: row["result"]
+        for task in project.tasks()
+        for row in task["predictions"]
+        if row["model_version"] == version
+    }
+    assert shown
+    for name, result in shown.items():
+        assert (set(result[0]["value"]["choices"]) if result else set()) == set(of_project[name]["labels"])
 
 
 def test_names_are_found_again(answered: LabelingProject, stack: Stack) -> None:

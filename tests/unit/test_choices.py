@@ -418,6 +418,11 @@ def test_a_set_that_cannot_be_read_is_ignored_with_the_reason(result: list[dict[
         ),
         pytest.param([annotation(1, regions("cat")), annotation(2)], (), id="the last says none of these"),
         pytest.param(
+            [annotation(1, regions("cat")), annotation(2, regions("cat")), annotation(3, regions("dog"))],
+            ("cat",),
+            id="two of three against the last",
+        ),
+        pytest.param(
             [annotation(1, regions("cat"), truth=True), annotation(2, regions("dog")), annotation(3, regions("dog"))],
             ("cat",),
             id="ground truth before all others",

@@ -35,6 +35,7 @@ from backend.errors import (
     SettingsError,
     UsageError,
 )
+from backend.formats.simple import write_simple
 from backend.logs import configure_logging
 from backend.loop.simulate import STRATEGIES
 from backend.shown import status_lines
@@ -233,6 +234,34 @@ def test_simulate_prints_a_table_and_writes_every_measurement(tmp_path: Path) ->
     ]
     assert (content["images"], content["n_images"], content["backbone"]) == ("images", 12, "descriptor")
     assert "images, descriptor, 2 seeds" in picture.read_text(encoding="utf-8")
+
+
+def test_simulate_takes_labels_from_files(tmp_path: Path) -> None:
+    """Where images have several it is said what right means, and there is random in place of a baseline."""
+    labels: dict[str, list[str]] = {}
+    for number in range(24):
+        has = [name for name, bit in (("red", 1), ("blue", 2)) if number % 4 & bit]
+        colour = (240 - number if "red" in has else 9, 9, 240 - number if "blue" in has else 9)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "images" / f"{number}.png")
+        labels[f"{number}.png"] = has
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "unknown.png")
+    write_simple(tmp_path / "labels.json", labels)
+    arguments = ["simulate", "--images", str(tmp_path / "images"), "--budgets", "12", "--seeds", "1", "--step", "4"]
+    environment = {"BACKBONE": "descriptor", "SEED_SIZE": "8"}
+    given = ["--labels", str(tmp_path / "labels.json"), "--json", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(cli.app, [*arguments, *given], env=environment)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "share of images all of whose labels are right on the held-out fifth" in done.stdout
+    assert "1 of 25 images have no label and are left out" in done.stderr
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert (content["classes"], content["several"], content["n_images"]) == ({"blue": 12, "red": 12}, True, 24)
+    assert [(row["strategy"], row["budget"]) for row in content["rows"]] == [("default", 12), ("random", 12)]
+    assert content["rows"][0]["accuracy"] > 0.5
+    done = CliRunner().invoke(cli.app, [*arguments, *given, "--strategy", "baseline"], env=environment)
+    assert "'baseline' knows one label per image" in str(done.exception)
+    done = CliRunner().invoke(cli.app, [*arguments, "--several"], env=environment)
+    assert "--several go with --labels" in str(done.exception)
 
 
 def test_simulate_takes_a_bucket(store_address: Address, tmp_path: Path) -> None:

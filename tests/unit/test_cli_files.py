@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +13,14 @@ from s3 import put
 from typer.testing import CliRunner, Result
 
 from backend import cli
-from backend.adapters.registry import load_head
-from backend.errors import SelectionError, TagError, UsageError
+from backend.adapters.registry import load_head, save_head
+from backend.errors import SelectionError, TagError, UsageError, VersionUnusableError
 from backend.formats.lightly_predictions import check_predictions, read_predictions
 from backend.formats.simple import write_simple
 from backend.services import Services
 from backend.storage import Address
 
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """Commands configure logging for their process; here it is put back."""
-    root, ours = logging.getLogger(), logging.getLogger("backend")
-    handlers, levels = list(root.handlers), (root.level, ours.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +128,69 @@ def test_a_selection_config_of_lightly_s(images: Path, tmp_path: Path) -> None:
     assert len(by_config) == 5
 
 
+def test_several_labels_per_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, select by the model and predict; whole sets count, and Lightly's format is refused by name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    truth: dict[str, list[str]] = {}
+    for n in range(8):
+        for letter, label, colour in (("r", ["red"], (200 + n, 20, 20)), ("y", ["red", "green"], (200 + n, 200, 20)),
+                                      ("g", ["green"], (20, 200 + n, 20)), ("b", [], (20, 20, 100 + n))):  # fmt: skip
+            truth[f"{letter}{n}.png"] = label
+            Path("images").mkdir(exist_ok=True)
+            Image.new("RGB", (2, 2), colour).save(f"images/{letter}{n}.png")
+    labels, judged = Path("labels.json"), Path("val.json")
+    write_simple(labels, {name: label for name, label in truth.items() if int(name[1]) < 4})
+    write_simple(judged, {name: label for name, label in truth.items() if int(name[1]) == 7})
+    write_simple(Path("all.json"), truth)
+    split = json.loads(said("split", "images", "work", "--labels", "all.json", "--one-in", "4", "--json"))
+    assert (split["n_train"], split["n_validation"], split["n_training_labels"]) == (24, 8, 24)
+    assert "work/train.json: 24 with classes to train on" in said("split", "images", "work", "--labels", "all.json",
+                                                                  "--one-in", "4")  # fmt: skip
+    divided = ["--labels", "work/train.json", "--validation", "work/val.json", "--out", "m.safetensors"]
+    assert json.loads(said("train", "images", *divided, "--json"))["validation_accuracy"] == 1.0
+    done = run("split", "images", "work", "--several")
+    assert "--several go with --labels FILE" in str(done.exception)
+
+    train = ["train", "images", "--labels", labels, "--validation", judged, "--out", "m.safetensors"]
+    found = json.loads(said(*train, "--json"))
+    assert (found["several"], found["n_labels"], found["n_validation"]) == (True, 16, 4)
+    assert (found["training_accuracy"], found["validation_accuracy"]) == (1.0, 1.0)
+    assert found["threshold"] == load_head(Path("m.safetensors"))[0].threshold
+    text = said(*train)
+    assert "16 images labeled with 2 classes" in text
+    assert "shares of the images all of whose labels are right" in text
+    done = run(*train, "--predictions", "work")
+    assert isinstance(done.exception, UsageError)
+    assert "--by-scores m.safetensors" in str(done.exception)
+    new = said("select", "images", "--n", "3", "--tag", "next", "--by-scores", "m.safetensors").split()
+    assert len(new) == 3
+    predicted = json.loads(said("predict", "images", "--model", "m.safetensors", "--csv", "out.csv", "--json"))
+    assert {Path(row["file"]).name: row["labels"] for row in predicted["predictions"]} == {
+        name: sorted(label) for name, label in truth.items()
+    }
+    assert ("red", 16) in predicted["counts"].items()
+    text = said("predict", "images/b0.png", "images/y0.png", "--model", "m.safetensors")
+    assert text.splitlines()[0].startswith("none of these  ")
+    assert text.splitlines()[1].startswith("green, red     ")
+    assert text.splitlines()[2].endswith("green 1, red 1, none of these 1")
+
+
+def test_a_model_scores_as_its_predictions_do(images: Path) -> None:
+    """Of one label per image; a model of another network is refused by name."""
+    labels = answer([f"{label}{n}.png" for label in ("cat", "dog") for n in range(3)], Path("labels.json").absolute())
+    said("train", images, "--labels", labels, "--out", "m.safetensors", "--predictions", "work")
+    by_predictions = said("select", images, "--n", "4", "--tag", "a", "--by-scores", "work").split()
+    assert said("select", images, "--n", "4", "--tag", "b", "--by-scores", "m.safetensors").split() == by_predictions
+    head, _ = load_head(Path("m.safetensors"))
+    save_head(Path("other"), head, {"backbone": "other", "fingerprint": "beef"})
+    done = run("select", images, "--tag", "c", "--by-scores", "other")
+    assert isinstance(done.exception, VersionUnusableError)
+    assert "trained on the backbone other (beef)" in str(done.exception)
+    done = run("select", images, "--tag", "c", "--by-scores", "m.safetensors", "--task", "x")
+    assert "--task goes with --by-scores FOLDER" in str(done.exception)
+
+
 def test_an_image_that_is_gone_is_said(images: Path) -> None:
     """With exit code 1; the others are fetched."""
     (first, *_) = said("select", images, "--n", "3", "--tag", "a", "--strategy", "random").split()
@@ -157,6 +209,7 @@ def test_an_image_that_is_gone_is_said(images: Path) -> None:
         (["--strategy", "margin"], "--strategy margin needs predictions"),
         (["--strategy", "typical", "--by-scores", "x"], "--strategy typical uses no scores"),
         (["--task", "x"], "--task goes with --by-scores"),
+        (["--by-scores", "nowhere"], "--by-scores nowhere is not there; give a model of `train`"),
     ],
 )
 def test_selections_that_contradict_themselves_are_refused(images: Path, arguments: list[str], reason: str) -> None:

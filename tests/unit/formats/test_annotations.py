@@ -145,6 +145,19 @@ def test_of_several_labels_each_counts_by_itself() -> None:
     ) == ("tree", "house")
 
 
+def test_where_images_have_several_labels_an_answer_without_any_counts() -> None:
+    """Two of three say that nothing is there; of one label per image they said nothing."""
+    annotations = [annotation(1, "cat", person=1), annotation(2, person=2), annotation(3, person=3)]
+    tasks = [{"id": 1, "data": {"image": "a.png"}, "annotations": annotations}]
+    found = read_tasks(tasks)
+    assert (found.labels, found.unanswered, found.several) == ({"a.png": ("cat",)}, (), False)
+    found = read_tasks(tasks, several=True)
+    assert (found.labels, found.unanswered, found.several) == ({}, ("a.png",), True)
+    tasks.append({"id": 2, "data": {"image": "b.png"}, "annotations": [annotation(4, "cat", "dog")]})
+    found = read_tasks(tasks)
+    assert (found.labels, found.unanswered, found.several) == ({"b.png": ("cat", "dog")}, ("a.png",), True)
+
+
 def test_a_skip_does_not_undo_a_label() -> None:
     """It is one who could not tell, beside one who could."""
     assert labels_of(annotation(1, "cat"), annotation(2, was_cancelled=True)) == ("cat",)

@@ -75,11 +75,23 @@ def test_the_names_of_classes_in_yolos_own_file(tmp_path: Path, text: str) -> No
     assert read_yolo(tmp_path / "labels").labels == {"a": Found("dog, big")}
 
 
+def test_all_classes_of_the_boxes(tmp_path: Path) -> None:
+    """For a project of several labels per image, each with its highest score; boxes of too low a one are left out."""
+    folder = write(tmp_path, a_txt=BOXES, b_txt="0 .5 .5 .2 .1\n1 .5 .5 .1 .2\n", classes_txt="cat\ndog\n")
+    found = read_yolo(folder)
+    assert found.sets == {"a": (Found("cat", 0.9), Found("dog", 0.6)), "b": (Found("cat"), Found("dog"))}
+    assert found.set_rule == "the classes of all its boxes"
+    found = read_yolo(folder, least_score=0.7)
+    assert (found.sets["a"], found.labels["a"]) == ((Found("cat", 0.9),), Found("cat", 0.9))
+    assert read_yolo(folder, least_score=0.95).empty == ("a",)
+
+
 def test_a_classification(tmp_path: Path) -> None:
     """Lines of confidence and class, the likeliest first or not; or a class alone, by number."""
     folder = write(tmp_path, a_txt="0.08 house cat\n0.92 dog\n", b_txt="1\n", classes_txt="cat\ndog\n")
     found = read_yolo(folder)
     assert found.labels == {"a": Found("dog", 0.92), "b": Found("dog")}
+    assert found.sets == {"a": (Found("dog", 0.92),), "b": (Found("dog"),)}, "of its classes one is meant"
     assert found.rule == "the class with the highest confidence"
 
 
@@ -127,6 +139,7 @@ def test_coco_of_two_labels_of_a_whole_image(tmp_path: Path) -> None:
     """Nothing decides; an image without annotations has no label."""
     found = read_coco(coco(tmp_path, [{"image_id": 8, "category_id": n} for n in (1, 3)]))
     assert (found.undecided, found.empty) == ({"sub/b.jpg": ("cat", "dog")}, ("a.jpg",))
+    assert found.sets == {"sub/b.jpg": (Found("cat"), Found("dog"))}
 
 
 def test_what_is_not_coco_is_refused(tmp_path: Path) -> None:
@@ -149,6 +162,14 @@ def test_a_table(tmp_path: Path) -> None:
     found = read_label_table(path)
     assert found.labels == {"a, b.png": Found("dog", 0.6), "d.png": Found("cat")}
     assert (found.undecided, found.empty) == ({"c.png": ("cat", "dog")}, ("e.png",))
+    assert found.sets == {
+        "a, b.png": (Found("cat", 0.4), Found("dog", 0.6)),
+        "c.png": (Found("cat"), Found("dog", 0.9)),
+        "d.png": (Found("cat"),),
+    }
+    found = read_label_table(path, least_score=0.95)
+    assert found.empty == ("a, b.png", "e.png")
+    assert found.labels == {"c.png": Found("cat"), "d.png": Found("cat")}
 
 
 @pytest.mark.parametrize(

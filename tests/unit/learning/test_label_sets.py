@@ -338,3 +338,17 @@ def test_set_suspects_by_hand() -> None:
     ]
     with pytest.raises(ValueError, match="expected both"):
         find_set_suspects(probabilities, given[:2])
+
+
+def test_strata_by_hand() -> None:
+    """A class is its own; a set that two have, and the empty one, too; others go by their rarest label."""
+    assert label_sets.strata(["cat", "dog", "cat"], 2) == ["cat", "dog", "cat"]
+    sets: list[Label] = [("a", "b"), ("a", "b"), ("a",), ("a", "c"), ("b", "c"), ()]
+    assert label_sets.strata(sets, 2) == [
+        "a, b",
+        "a, b",
+        "a and others",
+        "c and others",
+        "c and others",
+        "none of these",
+    ]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from backend.errors import (
     VersionNotFoundError,
     VersionUnusableError,
 )
+from backend.formats.preannotations import Found, read_label_table
 from backend.loop.apply import (
     CELL,
     GAP,
@@ -39,6 +38,8 @@ from backend.loop.apply import (
     write_sheet,
 )
 from backend.storage import Address
+
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 COLOURS = {"red.png": (240, 0, 0), "green.png": (0, 240, 0), "sub/mixed.png": (125, 125, 0)}
 
@@ -155,6 +156,46 @@ def test_another_backbone_is_refused_and_a_fine_tuned_one_found(trained: World, 
     assert backbone_of(beside, trained.backbone).fingerprint == "tuned-2-1-1"
 
 
+def of_sets(*rows: tuple[float, float]) -> Predictions:
+    """Predictions of sets with the threshold 0.4."""
+    return Predictions("v", ("cat", "dog"), [], [f"{n}.png" for n in range(len(rows))], np.array(rows), {}, 0.4)
+
+
+def test_sets_are_told_whole() -> None:
+    """All labels from the threshold on; how sure is the product over the labels; counted is each label."""
+    found = of_sets((0.9, 0.4), (0.2, 0.8), (0.1, 0.3))
+    assert found.labels == [("cat", "dog"), ("dog",), ()]
+    assert found.confidences == pytest.approx([0.36, 0.64, 0.63])
+    assert (found.counts, found.n_none) == ({"dog": 2, "cat": 1}, 1)
+    said = found.to_json()
+    assert [row["labels"] for row in said["predictions"]] == [["cat", "dog"], ["dog"], []]
+    assert (said["threshold"], said["n_none_of_these"]) == (0.4, 1)
+    assert sheet_rows(found, by_class=True, n_images=9) == [0, 1, 2]
+    assert sheet_rows(of_sets((0.1, 0.1), (0.1, 0.9), (0.8, 0.9)), by_class=True, n_images=9) == [2, 1, 0]
+
+
+def test_a_table_of_sets_is_read_back(tmp_path: Path) -> None:
+    """A line for each label with its probability; where one label is wanted the likeliest of them."""
+    path = tmp_path / "out.csv"
+    path.write_text(of_sets((0.9, 0.4), (0.2, 0.8), (0.1, 0.3)).csv())
+    table = read_label_table(path)
+    assert table.sets == {"0.png": (Found("cat", 0.9), Found("dog", 0.4)), "1.png": (Found("dog", 0.8),)}
+    assert table.labels == {"0.png": Found("cat", 0.9), "1.png": Found("dog", 0.8)}
+    assert table.empty == ("2.png",)
+
+
+def test_a_head_with_a_threshold_gives_sets(trained: World, folder: Path, tmp_path: Path) -> None:
+    """Of a file of `train` as of a version."""
+    source = open_images(folder, max_image_bytes=10**6)
+    found = model_of_project(trained.registry, 1)
+    path = tmp_path / "model.safetensors"
+    save_head(path, replace(found.head, threshold=0.3), {"backbone": found.backbone, "fingerprint": found.fingerprint})
+    for model in (model_of_file(path), replace(found, head=replace(found.head, threshold=0.3))):
+        done = predict_images(model, trained.backbone, [(source, "red.png")], lambda *_: None)
+        assert done.threshold == 0.3
+        assert done.labels == [("cat",)]
+
+
 def test_nothing_readable_is_an_error(trained: World, folder: Path) -> None:
     """With the reason of the first."""
     source = open_images(folder, max_image_bytes=10**6)
@@ -192,25 +233,12 @@ def test_a_sheet_shows_the_pictures_in_its_order(trained: World, folder: Path, t
         write_sheet(found, tmp_path / "sheet.pdf")
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """Commands configure logging for their process; here it is put back."""
-    root, ours = logging.getLogger(), logging.getLogger("backend")
-    handlers, levels = list(root.handlers), (root.level, ours.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
-
-
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, ["predict", *map(str, arguments)])
 
 
 def test_the_command(trained: World, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sentences, JSON, a table that `preannotate` reads, and a sheet; a file named twice is labeled once."""
-    from backend.formats.preannotations import read_label_table
-
     monkeypatch.setattr("backend.services.Services", lambda _: trained.services)
     told = run(folder, folder / "red.png", "--project", 1)
     assert told.exit_code == 0, told.output

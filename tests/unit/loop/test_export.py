@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from fakes import World
+from fakes import LABEL_CONFIG, World
 
-from backend.errors import FileFormatError, LabelStudioError
+from backend.errors import FileFormatError, LabelStudioError, UsageError
 from backend.loop.export import OWN_FORMATS, export_file, export_project
 
 SAMPLES = Path(__file__).parents[1] / "formats" / "samples"
@@ -30,6 +30,35 @@ def test_the_simple_file_of_a_project(world: World) -> None:
     exported = export_project(world.services.label_studio, 1, "simple")
     assert json.loads(exported.content) == {"0.png": ["cat"], "1.png": ["dog"]}
     assert (exported.n_labeled, exported.n_skipped, exported.n_unanswered) == (2, 1, 1)
+
+
+def test_the_simple_file_of_a_project_with_several_labels_per_image(world: World) -> None:
+    """Who submits none of them has answered; so it is of a file, if that is said."""
+    several = LABEL_CONFIG.replace("<Choices ", '<Choices choice="multiple" ')
+    world.label_studio.add_project(1, [f"/data/upload/1/0000000{n}-{n}.png" for n in range(4)], label_config=several)
+    for task_id, labels in ((1, ("dog", "cat")), (2, ()), (3, ("cat",))):
+        world.label_studio.annotate(1, task_id, labels)
+    exported = export_project(world.services.label_studio, 1, "simple")
+    assert json.loads(exported.content) == {"0.png": ["dog", "cat"], "1.png": [], "2.png": ["cat"]}
+    assert (exported.n_labeled, exported.n_skipped, exported.n_unanswered) == (3, 0, 0)
+
+
+def test_a_file_of_several_labels_per_image(tmp_path: Path) -> None:
+    """That is said: an image that was submitted without any may have been one of another control."""
+    tasks = [
+        {"image": "a.png", "id": 1, "choice": {"choices": ["x", "y"]}, "annotator": 1, "annotation_id": 1},
+        {"image": "b.png", "id": 2, "annotator": 1, "annotation_id": 2},
+    ]
+    (tmp_path / "min").write_text(json.dumps(tasks))
+    assert json.loads(export_file(tmp_path / "min").content) == {"a.png": ["x", "y"]}
+    assert json.loads(export_file(tmp_path / "min", several=True).content) == {"a.png": ["x", "y"], "b.png": []}
+
+
+def test_several_labels_of_a_project_with_one_each_are_refused(world: World) -> None:
+    """Its labeling config knows better."""
+    world.label_studio.add_project(1, ["a.png"])
+    with pytest.raises(UsageError, match="images of project 1 have one label each"):
+        export_project(world.services.label_studio, 1, "simple", several=True)
 
 
 def test_a_project_with_two_controls_needs_a_name(world: World) -> None:

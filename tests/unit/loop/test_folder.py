@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,35 @@ def test_the_split_is_by_class_and_by_seed(tmp_path: Path) -> None:
     assert read_names(train_file) == list(found.train)
     assert read_simple(validation_file) == {name: [label] for name, label in found.validation.items()}
     assert read_names(validation_file) == list(found.validation)
+
+
+def test_labels_divide_images_whose_names_say_nothing(tmp_path: Path) -> None:
+    """Those without a label are to train on; the labels of these are written, too."""
+    labels = {f"{n}.png": "dog" if n < 4 else "cat" for n in range(10)}
+    found = split([*labels, "x.png"], one_in=2, seed=0, labels=labels)
+    assert sorted(found.validation.values()) == ["cat"] * 3 + ["dog"] * 2
+    assert "x.png" in found.train
+    assert found.training_labels == {name: label for name, label in labels.items() if name not in found.validation}
+    names, judged, known = write_split(found, tmp_path)
+    assert json.loads(names.read_text()) == list(found.train)
+    assert read_simple(judged) == {name: [label] for name, label in found.validation.items()}
+    assert read_simple(known) == {name: [label] for name, label in found.training_labels.items()}
+
+
+def test_sets_are_divided_by_themselves_and_rare_ones_by_their_rarest_label(tmp_path: Path) -> None:
+    """Two of the five with sun, of the two with dusk one; what only one image has is learned from."""
+    sets = [("sun",)] * 5 + [()] * 5 + [("rain",), ("rain", "sun"), ("dusk", "rain", "sun")] + [("snow", "sun")]
+    labels = {f"{n:02}.png": label for n, label in enumerate(sets)}
+    labels["14.png"] = ("dusk", "rain")
+    found = split(list(labels), one_in=4, seed=0, labels=labels)
+    taken = Counter(found.validation.values())
+    assert taken[("sun",)] == taken[()] == 2
+    assert sum("dusk" in label for label in taken.elements()) == 1, "of the two with dusk, which is rarer than rain"
+    assert sum("rain" in label and "dusk" not in label for label in taken.elements()) == 1
+    assert ("snow", "sun") not in taken
+    assert found.classes == {"dusk": 2, "rain": 4, "snow": 1, "sun": 8}
+    write_split(found, tmp_path)
+    assert [] in read_simple(tmp_path / "val.json").values()
 
 
 def test_a_class_of_one_image_is_refused() -> None:

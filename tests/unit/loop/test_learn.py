@@ -13,7 +13,7 @@ from backend.errors import FileFormatError, SelectionError, UnmatchedError
 from backend.formats.lightly_predictions import LightlyPredictions, write_predictions
 from backend.formats.simple import write_simple
 from backend.lightly import Dataset
-from backend.loop.learn import aligned, learn, only_task, read_labels, read_validation
+from backend.loop.learn import aligned, learn, only_task, read_labels, read_validation, set_scores
 
 NAMES = [f"cat/{n}.png" for n in range(12)] + [f"dog/{n}.png" for n in range(12)]
 TRUTH = {name: name.partition("/")[0] for name in NAMES}
@@ -91,16 +91,90 @@ def test_labels_come_from_several_files(tmp_path: Path) -> None:
 
 
 def test_labels_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
-    """Of unknown images, several for one image, and none at all."""
+    """Of unknown images, several to judge by where others have one, and none at all."""
     with pytest.raises(UnmatchedError):
         read_labels([json_min(tmp_path / "a", {"bird/7.png": "bird"})], ["cat/0.png", "dog/0.png"])
     write_simple(tmp_path / "b", {"cat/0.png": ["cat", "dog"]})
-    for read in (lambda: read_labels([tmp_path / "b"], NAMES), lambda: read_validation(tmp_path / "b", NAMES)):
-        with pytest.raises(FileFormatError, match="has the labels 'cat', 'dog'; expected one"):
-            read()
+    with pytest.raises(FileFormatError, match=r"has the labels 'cat', 'dog', and .* each has one; add --several"):
+        read_validation(tmp_path / "b", NAMES)
     write_simple(tmp_path / "c", {"cat/0.png": []})
     with pytest.raises(FileFormatError, match="no image has a label"):
         read_labels([tmp_path / "c"], NAMES)
+
+
+# -- several labels per image -----------------------------------------------------------------------------------------
+
+SETS: dict[str, tuple[str, ...]] = {}
+"""Name → what is on the image: ten each of red, green, both and neither."""
+for n in range(10):
+    SETS |= {f"r{n}.png": ("red",), f"g{n}.png": ("green",), f"y{n}.png": ("green", "red"), f"b{n}.png": ()}
+
+
+@pytest.fixture
+def colours() -> Dataset:
+    random = np.random.default_rng(0)
+    pure = np.array([[0.8 * ("red" in SETS[name]), 0.8 * ("green" in SETS[name]), 0.2] for name in sorted(SETS)])
+    return Dataset(sorted(SETS), (pure + 0.05 * random.normal(size=pure.shape)).astype(np.float16))
+
+
+def test_one_image_with_two_labels_makes_sets_of_all(tmp_path: Path) -> None:
+    """In whichever file; an image without any has none of them then, and else none that is known."""
+    write_simple(tmp_path / "a", {"r0.png": ["red"], "b0.png": []})
+    min_file = json_min(tmp_path / "min", {"g0.png": "green", "b1.png": None})
+    assert read_labels([tmp_path / "a", min_file], list(SETS)) == {"r0.png": "red", "g0.png": "green"}
+    as_sets = {"r0.png": ("red",), "b0.png": (), "g0.png": ("green",), "b1.png": ()}
+    assert read_labels([tmp_path / "a", min_file], list(SETS), several=True) == as_sets
+    write_simple(tmp_path / "two", {"y0.png": ["red", "green"]})
+    found = read_labels([tmp_path / "a", min_file, tmp_path / "two"], list(SETS))
+    assert found == as_sets | {"y0.png": ("green", "red")}
+    assert read_validation(tmp_path / "a", list(SETS), several=True) == {"r0.png": ("red",), "b0.png": ()}
+
+
+def test_a_head_of_sets_is_learned_judged_and_read_back(colours: Dataset, tmp_path: Path) -> None:
+    """By whole sets: of four images to judge by two are right, one misses a label, one has one too many."""
+    labels = {name: SETS[name] for name in sorted(SETS) if int(name[1]) < 5}
+    validation = {"r9.png": ("red",), "y9.png": ("red",), "b9.png": ("green",), "g9.png": ("green",)}
+    learned = learn(colours, labels, validation=validation, n_details=0, random_state=0)
+    assert learned.head.classes == ("green", "red")
+    assert learned.training_accuracy == 1.0
+    assert learned.validation_accuracy == 0.5
+    assert learned.label_figures is not None
+    assert (learned.label_figures["n_images"], learned.label_figures["label_accuracy"]) == (4, 0.75)
+    assert learned.label_figures["basis"].startswith("the 4 validation images")
+    assert learned.expected_accuracy is not None
+    assert learned.head.predicted(learned.probabilities) == [SETS[name] for name in learned.names]
+    save_head(tmp_path / "m", learned.head, {"backbone": "tiny", "fingerprint": "f00d"})
+    head, facts = load_head(tmp_path / "m")
+    assert head.threshold == learned.head.threshold
+    assert head.threshold is not None
+    assert facts == {"backbone": "tiny", "fingerprint": "f00d"}
+    np.testing.assert_array_equal(
+        head.predict_proba(colours.embeddings), learned.head.predict_proba(colours.embeddings)
+    )
+
+
+def test_without_validation_images_labels_are_judged_by_heads_that_had_not_learned_them(colours: Dataset) -> None:
+    """As in the status; with one label per image there are no such figures."""
+    labels = {name: SETS[name] for name in sorted(SETS) if int(name[1]) < 5}
+    learned = learn(colours, labels, validation={}, n_details=0, random_state=0)
+    assert learned.label_figures is not None
+    assert learned.label_figures["exact_match"] == learned.expected_accuracy
+    assert learned.label_figures["basis"].startswith("20 labeled images")
+    single = {name: label[0] for name, label in labels.items() if len(label) == 1}
+    assert learn(colours, single, validation={}, n_details=0, random_state=0).label_figures is None
+
+
+def test_equal_sets_are_refused(colours: Dataset) -> None:
+    """Nor can images be told apart that have no label, all of them."""
+    for label, text in ((("green", "red"), "green, red"), ((), "none of these")):
+        with pytest.raises(SelectionError, match=f"all 2 images have the labels '{text}'; label images that have"):
+            learn(colours, {"y0.png": label, "y1.png": label}, validation={}, n_details=0, random_state=0)
+
+
+def test_the_scores_of_sets_are_those_of_the_label_most_in_doubt() -> None:
+    """0.5 is the greatest doubt, whatever the other label has."""
+    scores = set_scores(np.array([[0.5, 1.0], [0.9, 0.2], [0.0, 1.0]]))["uncertainty_margin"]
+    np.testing.assert_allclose(scores, [1.0, 0.4, 0.0])
 
 
 def test_predictions_in_the_order_of_a_dataset() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import World, label, retrain, rgb
+from fakes import LABEL_CONFIG, World, label, retrain, rgb
 
 from backend.errors import BackendError, LabelStudioError, UsageError
 from backend.formats.preannotations import Found, FoundLabels
@@ -92,6 +92,52 @@ def test_a_map_that_is_none_is_refused(pairs: list[str], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         parse_label_map(pairs)
     assert parse_label_map(["a=b=c"]) == {"a": "b=c"}
+
+
+SEVERAL = LABEL_CONFIG.replace("<Choices ", '<Choices choice="multiple" ')
+
+
+def sets(**labels: tuple[Found, ...]) -> FoundLabels:
+    """Sets of labels of files such as a.png; where an image has one label, nothing decides."""
+    given = {f"{name}.png": items for name, items in labels.items()}
+    undecided = {name: tuple(item.label for item in items) for name, items in given.items()}
+    return FoundLabels({}, undecided, (), "a rule", sets=given, set_rule="all of them")
+
+
+def test_where_images_may_have_several_labels_all_are_predicted(world: World) -> None:
+    """In the config's order; the score is their product, if each has one; what is not offered is left out and told."""
+    world.label_studio.add_project(1, UPLOADS, label_config=SEVERAL)
+    given = sets(
+        a=(Found("dog", 0.5), Found("cat", 0.8)),
+        b=(Found("dog", 0.9), Found("cat"), Found("bird", 0.1)),
+        c=(Found("bird", 0.7),),
+    )
+    done = run(world, given)
+    assert predictions(world) == [(1, 0.4, ["cat", "dog"]), (2, None, ["cat", "dog"])]
+    assert (done.n_imported, done.rule, done.undecided, done.unknown_labels) == (2, "all of them", {}, {"bird": 2})
+
+
+def test_a_rule_for_one_label_is_refused_where_there_may_be_several(world: World) -> None:
+    """It would not be followed."""
+    world.label_studio.add_project(1, UPLOADS, label_config=SEVERAL)
+    with pytest.raises(UsageError, match="--box-rule largest: images of project 1 may have several labels"):
+        run(world, sets(a=(Found("dog"),)), box_rule="largest")
+
+
+def test_labels_of_a_set_that_become_one_are_one(world: World) -> None:
+    """With the higher score."""
+    world.label_studio.add_project(1, UPLOADS, label_config=SEVERAL)
+    given = sets(a=(Found("dog", 0.5), Found("puppy", 0.75)))
+    run(world, given, label_map={"puppy": "dog"})
+    assert predictions(world) == [(1, 0.75, ["dog"])]
+
+
+def test_a_classification_that_decides_nothing_is_told_in_either_kind_of_project(world: World) -> None:
+    """Of its two classes one is meant."""
+    world.label_studio.add_project(1, UPLOADS, label_config=SEVERAL)
+    cat = Found("cat")
+    done = run(world, FoundLabels({"b.png": cat}, {"a.png": ("cat", "dog")}, (), "", sets={"b.png": (cat,)}))
+    assert (done.undecided, predictions(world)) == ({"a.png": ("cat", "dog")}, [(2, None, ["cat"])])
 
 
 def test_a_task_that_may_show_two_files_is_not_guessed(world: World) -> None:

@@ -192,6 +192,28 @@ def test_a_folder_is_embedded_without_its_broken_images(tmp_path: Path) -> None:
     assert content["rows"] == [{"strategy": "a", "budget": 3, "seed": 0, "accuracy": 0.5}]
 
 
+def test_labels_in_place_of_folders(tmp_path: Path) -> None:
+    """Only what has one is embedded; sets are answers as they are, and held out by strata."""
+    for n in range(12):
+        Image.new("RGB", (4, 4), (20 * n, 9, 9)).save(tmp_path / f"{n:02}.png")
+    single = embed_folder(TinyBackbone(), tmp_path, lambda *_: None, labels={"01.png": "a", "00.png": "b"})
+    assert (single.answers, single.sets) == (["b", "a"], None)
+    sets = {f"{n:02}.png": (("a",), ("a", "b"), ())[min(n // 5, 2)] for n in range(11)}
+    images = embed_folder(TinyBackbone(), tmp_path, lambda *_: None, labels=sets)
+    assert images.answers == [("a",)] * 5 + [("a", "b")] * 5 + [()]
+    assert images.strata == ["a"] * 5 + ["a, b"] * 5 + ["none of these"]
+    assert report([], images, TinyBackbone(), SETTINGS, 1)["classes"] == {"a": 10, "b": 5}
+    with pytest.raises(ImageError, match="holds images of 1 classes; expected labels that differ"):
+        embed_folder(TinyBackbone(), tmp_path, lambda *_: None, labels={"01.png": ("a",), "00.png": ("a",)})
+
+
+def test_rare_sets_are_held_out_by_their_rarest_label() -> None:
+    """A fifth of them all, not each of them because it is the only one."""
+    sets = [("a",)] * 5 + [("a", "b"), ("b", "c"), ("a", "b", "d"), ("b",)]
+    images = LabeledImages(np.zeros((9, 2), np.float16), np.array(["x"] * 9), 0, 0, sets)
+    assert images.strata == ["a"] * 5 + ["b and others", "c and others", "d and others", "b and others"]
+
+
 def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
     """Images directly in the folder have no class."""
     Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
