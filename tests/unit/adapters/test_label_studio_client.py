@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -835,3 +838,22 @@ def test_of_a_person_nothing_but_the_id_is_kept() -> None:
     event = answers_of_event(kept, "image", ())
     assert event is not None
     assert (event.model_version, event.answered[0].annotations[0].completed_by) == (None, None)
+
+
+# -- what it costs ----------------------------------------------------------------------------------------------------
+
+ASK = """
+import json, sys
+from backend.adapters.label_studio import LabelStudioClient
+LabelStudioClient(sys.argv[1], "token").whoami()
+print(json.dumps([name for name in ("label_studio_sdk.client", "pandas", "boto3") if name in sys.modules]))
+"""
+
+
+def test_a_request_loads_the_sdk_s_transport_alone(server: Server) -> None:
+    """Its clients of each route load pandas: three seconds of processor time for every command."""
+    server.always(200, {"id": 1})
+    command = [sys.executable, "-W", "ignore", "-c", ASK, server.url]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == []
