@@ -1,8 +1,8 @@
 """Label Studio, through label-studio-sdk: the only module that knows its routes.
 
 The SDK gives transport, authentication (legacy and personal access tokens) and retries. Its clients of each route are
-not used: their response models cost more than the request at thousands of rows, and loading them takes three seconds of
-processor time and 150 MB, ten times what the transport takes.
+not used: their response models cost more than the request at thousands of rows, and to load them takes three seconds of
+processor time and 150 MB more than the transport does.
 """
 
 from __future__ import annotations

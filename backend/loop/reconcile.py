@@ -39,7 +39,7 @@ QUIET_S = 10.0
 RETRIED = "images_retried"
 """Note of the last try at images that failed for a passing reason: how many, the pause after it, and its end."""
 
-RETRY_PAUSE_S, LONGEST_RETRY_PAUSE_S = 60.0, 3600.0
+RETRY_PAUSE_S, LONGEST_RETRY_PAUSE_S = 60.0, 900.0
 """Pause after the first such try, and what it grows to by doubling while no more images fail. Behind a storage that
 Label Studio proxies a deleted image looks like a storage that is away; every try lists all tasks."""
 
