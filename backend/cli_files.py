@@ -352,6 +352,9 @@ def train(
         raise UsageError("--task names predictions; give --predictions FOLDER, too")
     if not out.parent.is_dir():
         raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
+    for option, file in (*(("--labels", path) for path in labels), ("--validation", validation)):
+        if file is not None and not file.exists():  # said before everything is embedded
+            raise UsageError(f"{option} {file}: there is no such file; name one that is there")
     _check_predictions(predictions, out, several=several)
     wanted = None
     if only is not None:

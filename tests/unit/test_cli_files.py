@@ -228,6 +228,7 @@ def test_what_is_not_there_is_refused_by_name(images: Path, monkeypatch: pytest.
         (["split", "nowhere", "work"], UsageError, "IMAGES nowhere is not a folder"),
         (["select", images, "--tag", "b", "--preselected", "a", "--only", "one.json"], SelectionError, "no image is"),
         (["train", images, "--labels", "x", "--out", "no/m"], UsageError, "there is no folder no"),
+        (["train", images, "--labels", "x", "--out", "m"], UsageError, "--labels x: there is no such file"),
         (["train", images, "--labels", "x", "--out", "m", "--task", "t"], UsageError, "give --predictions"),
     ):
         done = run(*arguments)
