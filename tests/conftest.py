@@ -22,8 +22,10 @@ from live import (
     start_demo,
     stop_demo,
 )
+from s3 import running_s3_server
 
 from backend.config import Settings
+from backend.demo import write_digits
 from backend.services import Services
 
 
@@ -38,6 +40,21 @@ def demo_images() -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             picture(colour, number).save(target)
     return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's handwritten digits, in a folder for each."""
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a server that speaks the S3 protocol, up for the whole session."""
+    with running_s3_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,6 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from test_dashboard import AXE, bring_up_map
 from test_labeling import SCREENSHOTS, LabelStream, log_in
 
-from backend.demo import write_digits
-
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH; install Debian's package chromium")
 
 DIGITS = {"0": "zero", "1": "one", "4": "four"}
@@ -102,14 +100,6 @@ def browser() -> Iterator[Browser]:
     """Headless Chromium."""
     with patient_chromium() as chromium:
         yield chromium
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's images, in a folder for each digit."""
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder)
-    return folder
 
 
 @pytest.fixture

